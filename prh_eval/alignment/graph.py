@@ -1,0 +1,85 @@
+"""The neighbour graph: all that the headline metric needs from a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Rises with every change that moves a graph, so that a kept one is never mixed with a new one.
+GRAPH_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborGraph:
+    """The nearest neighbours of n items in each layer of a model.
+
+    Attributes:
+        indices: int32, shape (layers, n, width). ``indices[l, i]`` are item i's neighbours in
+            layer l in order of falling similarity, the item itself excluded. A row is at least
+            ``k`` long; it is longer where items tied with the k-th neighbour would be cut off, and
+            padded with -1 to the common width. Among tied neighbours the order is by index and
+            means nothing.
+        tied: bool, shape (layers, n, width). True where a neighbour is as similar as the one
+            before it, but for rounding. Always False in the first column and in the padding.
+        k: The largest neighbourhood size this graph answers for; 1 <= k <= n - 1 and width >= k.
+    """
+
+    indices: Tensor
+    tied: Tensor
+    k: int
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return self.indices.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return self.indices.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Length of the longest row."""
+        return self.indices.shape[2]
+
+    def layer(self, index: int) -> NeighborGraph:
+        """A graph of one layer only; negative indices count from the end."""
+        position = range(self.layers)[index]
+        return NeighborGraph(
+            self.indices[position : position + 1], self.tied[position : position + 1], self.k
+        )
+
+    def weights(self, k: int) -> Tensor:
+        """How much each neighbour belongs to the k nearest.
+
+        A neighbour within the k nearest has weight 1 and one beyond them 0. Where t tied
+        neighbours compete for the last r places, each has weight r / t, so that every row sums to
+        k and the result does not depend on the order of the items.
+
+        Args:
+            k: Neighbourhood size, 1 <= k <= ``self.k``.
+
+        Returns:
+            float64, shape (layers, n, width).
+
+        Raises:
+            ValueError: If k is outside 1..``self.k``.
+        """
+        if not 1 <= k <= self.k:
+            raise ValueError(f"k = {k} is outside 1..{self.k}, the sizes this graph answers for")
+        position = torch.arange(self.width, device=self.indices.device)
+        present = self.indices >= 0
+        starts = present & ~self.tied
+        first = torch.where(starts, position, 0).cummax(dim=-1).values
+        # One past the last member of each tie group: the nearest start to the right.
+        later = torch.where(starts, position, self.width)
+        after = torch.full_like(later[..., :1], self.width)
+        beyond = torch.cat([later[..., 1:], after], dim=-1)
+        following = beyond.flip(-1).cummin(dim=-1).values.flip(-1)
+        end = torch.minimum(following, present.sum(dim=-1, keepdim=True))
+        places = (torch.clamp(end, max=k) - first).clamp(min=0).to(torch.float64)
+        size = (end - first).clamp(min=1)
+        return torch.where(present, places / size, 0.0)

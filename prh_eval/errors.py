@@ -1,0 +1,50 @@
+"""The one error a person sees: a sentence on what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+
+
+class PrhEvalError(Exception):
+    """Something a person can mend; the message is one sentence and needs no traceback."""
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """The end of an error sentence about an unknown name.
+
+    Args:
+        name: What the person wrote.
+        valid: The names that exist.
+
+    Returns:
+        ``"did you mean 'x'? (valid: x, y, z)"``, or only the valid names where none is near.
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listing = f"(valid: {', '.join(names)})"
+    return f"did you mean {near[0]!r}? {listing}" if near else listing
+
+
+def show_without_traceback() -> None:
+    """Let a program that ends with a :class:`PrhEvalError` print its sentence only.
+
+    lm-eval's command line catches no errors, so that a wrong name would otherwise end in a page of
+    traceback. Other errors are shown as before; nothing changes for code that catches ours.
+    """
+    if getattr(sys.excepthook, "_of_prh_eval", False):
+        return
+    others = sys.excepthook
+
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, PrhEvalError):
+            print(f"prh_eval: error: {error}", file=sys.stderr)
+        else:
+            others(kind, error, traceback)
+
+    hook._of_prh_eval = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

@@ -1,0 +1,52 @@
+"""Weights of hand-made rows, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prh_eval.alignment.graph import NeighborGraph
+
+
+def rows(indices: list[list[int]], tied: list[list[bool]], k: int) -> NeighborGraph:
+    return NeighborGraph(
+        torch.tensor([indices], dtype=torch.int32), torch.tensor([tied], dtype=torch.bool), k
+    )
+
+
+T, F = True, False
+GRAPH = rows(
+    [[1, 2, 3, 4, 5, 6], [0, 2, 3, 4, -1, -1], [0, 1, 3, -1, -1, -1]],
+    [[F, F, T, T, F, T], [F, T, T, T, F, F], [F, F, F, F, F, F]],
+    3,
+)
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        (1, [[1, 0, 0, 0, 0, 0], [1 / 4] * 4 + [0, 0], [1, 0, 0, 0, 0, 0]]),
+        (2, [[1, 1 / 3, 1 / 3, 1 / 3, 0, 0], [2 / 4] * 4 + [0, 0], [1, 1, 0, 0, 0, 0]]),
+        (3, [[1, 2 / 3, 2 / 3, 2 / 3, 0, 0], [3 / 4] * 4 + [0, 0], [1, 1, 1, 0, 0, 0]]),
+    ],
+)
+def test_weights(k, expected):
+    got = GRAPH.weights(k)
+    assert got.dtype == torch.float64
+    assert got[0].tolist() == expected
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_sizes_it_does_not_answer_for(k):
+    with pytest.raises(ValueError, match=r"outside 1\.\.3"):
+        GRAPH.weights(k)
+
+
+def test_one_layer():
+    two = NeighborGraph(torch.stack([GRAPH.indices[0]] * 2), torch.stack([GRAPH.tied[0]] * 2), 3)
+    two.indices[1, 0, 0] = 6
+    assert (two.layers, two.n, two.width) == (2, 3, 6)
+    assert two.layer(-1).indices[0, 0, 0] == two.layer(1).indices[0, 0, 0] == 6
+    assert two.layer(0).layers == 1
+    with pytest.raises(IndexError):
+        two.layer(2)

@@ -1,0 +1,77 @@
+"""The choice of the best layer pair, and what is reported beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from alignment.oracles import dense
+
+from prh_eval.alignment import metrics
+from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.layers import align
+from prh_eval.alignment.neighbors import neighbor_graph
+from prh_eval.alignment.preprocess import preprocess, protocol
+from prh_eval.alignment.uncertainty import standard_error
+from prh_eval.errors import PrhEvalError
+
+N, K = 80, 6
+
+
+def model(noises: list[float], seed: int, last: float | None = None) -> NeighborGraph:
+    """Layers that see the same latent through different amounts of noise."""
+    z = np.random.default_rng(0).standard_normal((N, 5))
+    g = np.random.default_rng(seed)
+    layers = [z @ g.standard_normal((5, 12)) + s * g.standard_normal((N, 12)) for s in noises]
+    return neighbor_graph(
+        preprocess([torch.from_numpy(x) for x in layers], protocol("paper")), K + 2
+    )
+
+
+def test_best_pair_last_layer_and_their_errors():
+    x, y = model([3, 0.2, 1, 2], seed=1), model([2, 3, 0.3], seed=2)
+    result = align(x, y, K)
+    grid = np.einsum("aij,bij->ab", dense(x, K), dense(y, K)) / (N * K)
+    np.testing.assert_allclose(result.grid.numpy(), grid, atol=1e-15)
+    assert (result.x_layer, result.y_layer) == (1, 2) == divmod(int(grid.argmax()), 3)
+    assert result.score == pytest.approx(grid.max(), abs=1e-15)
+    assert result.last_layer_y == grid[3].argmax()
+    assert result.last_layer_score == pytest.approx(grid[3].max(), abs=1e-15)
+    assert result.last_layer_score < result.score
+    for items, score, stderr, pair in (
+        (result.item_overlaps, result.score, result.stderr, (1, 2)),
+        (result.last_layer_item_overlaps, result.last_layer_score, result.last_layer_stderr,
+         (3, result.last_layer_y)),
+    ):  # fmt: skip
+        expected = (dense(x, K)[pair[0]] * dense(y, K)[pair[1]]).sum(axis=1) / K
+        np.testing.assert_allclose(items.numpy(), expected, atol=1e-15)
+        assert float(items.mean()) == pytest.approx(score, abs=1e-15)
+        assert stderr == standard_error(x.layer(pair[0]), y.layer(pair[1]), K)
+        assert 0 < stderr < score
+    assert (result.n, result.k, result.chance) == (N, K, K / (N - 1))
+
+
+def test_equal_layers_give_the_first_pair():
+    x, y = model([0.5], seed=1), model([0.5], seed=2)
+    thrice = NeighborGraph(x.indices.repeat(3, 1, 1), x.tied.repeat(3, 1, 1), x.k)
+    twice = NeighborGraph(y.indices.repeat(2, 1, 1), y.tied.repeat(2, 1, 1), y.k)
+    result = align(thrice, twice, K)
+    assert (result.x_layer, result.y_layer, result.last_layer_y) == (0, 0, 0)
+
+
+def test_rounding_does_not_choose(monkeypatch):
+    scores = torch.tensor([[0.1, 0.3], [0.2, 0.1 + 0.2], [0.1 + 0.2, 0.3]], dtype=torch.float64)
+    rounded = metrics.Metric("rounded", lambda *_: scores, metrics.item_overlap, "this test")
+    monkeypatch.setitem(metrics.METRICS, "rounded", rounded)
+    x = model([1, 1, 1], seed=1)
+    result = align(x, model([1, 1], seed=2), K, metric="rounded")
+    assert (result.x_layer, result.y_layer, result.last_layer_y) == (0, 1, 0)
+    assert (result.score, result.last_layer_score) == (0.3, 0.1 + 0.2)
+
+
+def test_unknown_metric_and_graphs_that_do_not_fit():
+    x = model([1], seed=1)
+    with pytest.raises(PrhEvalError, match="did you mean 'mutual_knn'"):
+        align(x, x, K, metric="mutual_kn")
+    with pytest.raises(PrhEvalError, match="k = 9 is not among"):
+        align(x, x, K + 3)
