@@ -1,0 +1,300 @@
+"""Artifacts on disk: round trip, damage, locks, and writes that are cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prh_eval import store
+from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.store import (
+    ArtifactError,
+    GraphArtifact,
+    fingerprint,
+    read_artifact,
+    save_artifact,
+    write_artifact,
+)
+
+
+def make_graph(layers: int, n: int, k: int, extra: int = 0, seed: int = 0) -> NeighborGraph:
+    """Random rows of k..k+extra neighbours, some tied, padded as NeighborGraph says."""
+    random = np.random.default_rng(seed)
+    indices = np.full((layers, n, k + extra), -1, dtype=np.int32)
+    tied = np.zeros(indices.shape, dtype=bool)
+    for layer in range(layers):
+        for item in range(n):
+            length = min(k + int(random.integers(0, extra + 1)), n - 1)
+            others = np.delete(np.arange(n), item)
+            indices[layer, item, :length] = random.permutation(others)[:length]
+            tied[layer, item, 1:length] = random.random(length - 1) < 0.2
+    width = int((indices >= 0).sum(-1).max())
+    return NeighborGraph(
+        torch.from_numpy(indices[..., :width]), torch.from_numpy(tied[..., :width]), k
+    )
+
+
+def make_artifact(seed: int = 0) -> GraphArtifact:
+    return GraphArtifact(make_graph(2, 7, 3, 2, seed), {"made_from": {"seed": seed}, "x": [None]})
+
+
+def assert_same(a: GraphArtifact, b: GraphArtifact) -> None:
+    assert a.header == b.header
+    assert a.graph.k == b.graph.k
+    assert a.graph.indices.dtype == b.graph.indices.dtype == torch.int32
+    assert a.graph.tied.dtype == b.graph.tied.dtype == torch.bool
+    assert torch.equal(a.graph.indices, b.graph.indices)
+    assert torch.equal(a.graph.tied, b.graph.tied)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # Lone surrogates too: a caption may hold anything.
+    | st.text(alphabet=st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    layers=st.integers(1, 3),
+    n=st.integers(3, 9),
+    data=st.data(),
+    extra=st.integers(0, 2),
+    header=st.dictionaries(st.text(), json_values, max_size=3),
+)
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory,
+    layers: int,
+    n: int,
+    extra: int,
+    data: st.DataObject,
+    header: dict[str, Any],
+) -> None:
+    k = data.draw(st.integers(1, n - 1))
+    artifact = GraphArtifact(make_graph(layers, n, k, extra), header)
+    path = tmp_path_factory.mktemp("round") / "sub" / "a.safetensors"
+    write_artifact(path, artifact)
+    assert_same(read_artifact(path), artifact)
+    assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}.lock"}
+
+
+@pytest.mark.parametrize("n", [65_536, 65_537])
+def test_indices_around_the_limit_of_16_bits(tmp_path: Path, n: int) -> None:
+    indices = torch.full((1, n, 1), n - 1, dtype=torch.int32)
+    indices[0, n - 1, 0] = 0
+    artifact = GraphArtifact(NeighborGraph(indices, torch.zeros(1, n, 1, dtype=torch.bool), 1))
+    path = tmp_path / "a.safetensors"
+    write_artifact(path, artifact)
+    assert_same(read_artifact(path), artifact)
+    assert path.stat().st_size == pytest.approx(n * 2 * (2 if n == 65_536 else 4), rel=0.01)
+
+
+def test_size_of_the_papers_reference(tmp_path: Path) -> None:
+    indices = torch.arange(100, dtype=torch.int32).expand(40, 1024, 100)
+    tied = torch.zeros(indices.shape, dtype=torch.bool)
+    tied[::7, ::5, 3] = True
+    path = tmp_path / "a.safetensors"
+    write_artifact(path, GraphArtifact(NeighborGraph(indices, tied, 100)))
+    assert path.stat().st_size < 8.4e6
+
+
+def test_one_layer_of_ties_does_not_widen_the_others_in_the_file(tmp_path: Path) -> None:
+    n = 300
+    constant = NeighborGraph(
+        torch.stack([torch.tensor([j for j in range(n) if j != i]) for i in range(n)])[None].int(),
+        (torch.arange(n - 1) > 0).expand(1, n, -1),
+        10,
+    )
+    plain = make_graph(9, n, 10)
+    pad = (0, n - 1 - 10)
+    graph = NeighborGraph(
+        torch.cat([constant.indices, torch.nn.functional.pad(plain.indices, pad, value=-1)]),
+        torch.cat([constant.tied, torch.nn.functional.pad(plain.tied, pad)]),
+        10,
+    )
+    path = tmp_path / "a.safetensors"
+    write_artifact(path, GraphArtifact(graph))
+    assert_same(read_artifact(path), GraphArtifact(graph))
+    assert path.stat().st_size < 2 * (n * n + 9 * n * 10 + 10 * n) + 4 * (n * n + 9 * n * 10) + 2000
+
+
+def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    artifact = make_artifact()
+    write_artifact(path, artifact)
+    whole = path.read_bytes()
+    noticed = 0
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        path.write_bytes(changed)
+        try:
+            # A change that the format does not care about may pass, but only with equal content.
+            assert_same(read_artifact(path), artifact)
+        except ArtifactError as error:
+            noticed += 1
+            assert str(path) in str(error)
+    assert noticed > len(whole) * 0.95
+
+
+def test_every_cut_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_artifact(path, make_artifact())
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match="cut short"):
+            read_artifact(path)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(ArtifactError, match="there is no artifact"):
+        read_artifact(path)
+    path.write_text("hello")
+    with pytest.raises(ArtifactError, match="no artifact"):
+        read_artifact(path)
+    weights = {"w": np.zeros(3, dtype=np.float32)}
+    safetensors.numpy.save_file(weights, path)
+    with pytest.raises(ArtifactError, match="format none"):
+        read_artifact(path)
+    safetensors.numpy.save_file(weights, path, {"format": "prh_eval.graph/99"})
+    with pytest.raises(ArtifactError, match=r"'prh_eval.graph/99'.*'prh_eval.graph/1'"):
+        read_artifact(path)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda arrays, metadata: arrays.update(indices=arrays["indices"] + np.uint16(7)),
+        lambda arrays, metadata: arrays.update(indices=arrays["indices"][1:]),
+        lambda arrays, metadata: arrays.update(tied=np.array([10**6], dtype=np.int32)),
+        lambda arrays, metadata: arrays.pop("tied"),
+        lambda arrays, metadata: arrays.update(lengths=arrays["lengths"][0]),
+        lambda arrays, metadata: metadata.update(k="7"),
+        lambda arrays, metadata: metadata.update(k="0"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_refused_in_spite_of_its_checksum(
+    tmp_path: Path, spoil: Callable[[dict[str, Any], dict[str, str]], object]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write_artifact(path, make_artifact())
+    with safetensors.safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in ("indices", "lengths", "tied")}
+        metadata = dict(file.metadata())
+    spoil(arrays, metadata)
+    metadata["sha256"] = store._digest(metadata, arrays)
+    safetensors.numpy.save_file(arrays, path, metadata)
+    with pytest.raises(ArtifactError, match="does not hold neighbour graphs"):
+        read_artifact(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+@pytest.mark.parametrize("before", [False, True])
+def test_killed_in_the_middle_of_a_write(tmp_path: Path, moment: str, before: bool) -> None:
+    path = tmp_path / "a.safetensors"
+    if before:
+        write_artifact(path, make_artifact(1))
+    child = os.fork()
+    if child == 0:
+        setattr(os, moment, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+        write_artifact(path, make_artifact(2))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len(list(tmp_path.glob(".*.tmp"))) >= 1
+    if before:
+        assert_same(read_artifact(path), make_artifact(1))
+    else:
+        assert not path.exists()
+    write_artifact(path, make_artifact(3))
+    assert_same(read_artifact(path), make_artifact(3))
+    assert {file.name for file in tmp_path.iterdir()} <= {"a.safetensors", "a.safetensors.lock"}
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_artifact(tmp_path / "a.safetensors", make_artifact())
+    assert {file.name for file in tmp_path.iterdir()} <= {"a.safetensors.lock"}
+
+
+def test_an_unwritable_folder_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "cache" / "a.safetensors"
+    with caplog.at_level(logging.WARNING, logger="prh_eval"):
+        assert not save_artifact(path, make_artifact())
+        assert not save_artifact(path, make_artifact())
+    (record,) = caplog.records
+    assert str(path.parent) in record.getMessage()
+    assert save_artifact(tmp_path / "a.safetensors", make_artifact())
+
+
+def test_one_thread_at_a_time_and_a_holder_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    inside: list[str] = []
+    waiting = threading.Event()
+    monkeypatch.setattr(store.logger, "info", lambda *args: waiting.set())
+
+    def other() -> None:
+        with store.locked(path):
+            inside.append("other")
+
+    thread = threading.Thread(target=other)
+    with store.locked(path):
+        thread.start()
+        waiting.wait()
+        with store.locked(path):
+            inside.append("first")
+    thread.join()
+    assert inside == ["first", "other"]
+
+
+def test_fingerprint() -> None:
+    expected = hashlib.sha256(b'{"a":[1,null,"\\u00e9"],"b":0.5}').hexdigest()
+    assert fingerprint({"b": 0.5, "a": (1, None, "é")}) == expected
+    with pytest.raises(TypeError):
+        fingerprint({"a": object()})
+    with pytest.raises(ValueError):
+        fingerprint(float("nan"))
+
+
+@given(json_values, json_values)
+def test_fingerprints_tell_values_apart(a: Any, b: Any) -> None:
+    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    assert (fingerprint(a) == fingerprint(b)) == same
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRH_EVAL_CACHE", str(tmp_path))
+    assert store.cache_folder() == tmp_path
+    monkeypatch.delenv("PRH_EVAL_CACHE")
+    assert "prh_eval" in store.cache_folder().parts
