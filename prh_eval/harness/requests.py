@@ -1,0 +1,319 @@
+"""The request that asks a language model for the neighbour graphs of a task's captions."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from torch import Tensor
+
+from prh_eval import __version__
+from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
+from prh_eval.alignment.neighbors import neighbor_graph
+from prh_eval.alignment.preprocess import preprocess, protocol, validate_features
+from prh_eval.errors import PrhEvalError
+from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprint
+from prh_eval.features.language import LanguageFeatures, Pooling, language_features
+from prh_eval.store import GraphArtifact, cache_folder, fingerprint, save_artifact
+
+REQUEST_TYPE = "prh_neighbor_graphs"
+
+# Graphs are kept for neighbourhoods up to this size, so that curves over k need no second run.
+GRAPH_K = 100
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """What decides a caption's row in a graph: the data it is ranked among and how it is read.
+
+    Attributes:
+        pairs: Fingerprint of the paired items, in order; captions are ranked among these only.
+        pooling: Over a caption's tokens.
+        protocol: Name of the preprocessing protocol.
+        graph_k: Largest neighbourhood size the graph must answer for.
+    """
+
+    pairs: str
+    pooling: Pooling
+    protocol: str
+    graph_k: int
+
+
+@dataclass(frozen=True)
+class ModelGraphs:
+    """One model's neighbour graphs of one set of captions, with what made them."""
+
+    graph: NeighborGraph
+    header: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaptionNeighbors:
+    """The response to one request: a caption's position in the graphs shared by all of them.
+
+    It prints as one short line, since lm-eval logs every response.
+    """
+
+    position: int
+    graphs: ModelGraphs
+
+    def __str__(self) -> str:
+        nearest = self.graphs.graph.indices[-1, self.position, :10].tolist()
+        return (
+            f"item {self.position}: nearest in the last of {self.graphs.graph.layers} layers "
+            f"{[index for index in nearest if index >= 0]}"
+        )
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One caption as it travels between processes."""
+
+    settings: CaptionSettings
+    position: int
+    caption: str
+
+
+def caption_request(doc: dict[str, Any], settings: CaptionSettings, **kwargs: Any) -> Instance:
+    """The lm-eval request for one caption.
+
+    Args:
+        doc: The document; its ``caption`` is read.
+        settings: Shared by all captions that are ranked together.
+        **kwargs: lm-eval's own fields of an Instance (``metadata``).
+
+    Returns:
+        An Instance whose arguments are the caption and the settings as a plain dict.
+    """
+    return Instance(
+        request_type=REQUEST_TYPE,
+        doc=doc,
+        arguments=(doc["caption"], vars(settings)),
+        idx=0,
+        **kwargs,
+    )
+
+
+def neighbor_graphs(
+    lm: LM, requests: Sequence[Instance], disable_tqdm: bool = False
+) -> list[CaptionNeighbors]:
+    """Answer requests of type ``prh_neighbor_graphs``; becomes a method of every lm-eval model.
+
+    Under data parallelism each process is asked about its share of the documents. The processes
+    first tell each other their captions, then share the forward passes, so that every process
+    ends with the graphs of all items, bit for bit those that one process alone would make.
+
+    Args:
+        lm: A model of lm-eval's ``hf`` family.
+        requests: Instances made by :func:`caption_request`, of any number of tasks.
+        disable_tqdm: Whether to hide the progress bar.
+
+    Returns:
+        One response a request, in the requests' order.
+
+    Raises:
+        PrhEvalError: Where the model cannot give hidden states, or gives unusable ones.
+    """
+    _check_backend(lm)
+    mine = [
+        _Request(CaptionSettings(**request.args[1]), int(request.doc_id or 0), request.args[0])
+        for request in requests
+    ]
+    everyones = mine if lm.world_size <= 1 else _from_all_ranks(mine)
+    corpora = _corpora(everyones)
+    graphs = _graphs(lm, corpora, progress=not disable_tqdm)
+    return [CaptionNeighbors(request.position, graphs[request.settings]) for request in mine]
+
+
+def register() -> None:
+    """Give every lm-eval model class the method; lm-eval calls it by the request's type."""
+    setattr(LM, REQUEST_TYPE, neighbor_graphs)
+
+
+def _check_backend(lm: LM) -> None:
+    name = type(lm).__name__
+    if hasattr(lm, "hook_to_steer"):
+        raise PrhEvalError(
+            f"model class {name} steers activations outside the model, which hidden states would "
+            "miss; use --model hf to score the unsteered model"
+        )
+    if not isinstance(getattr(lm, "model", None), torch.nn.Module):
+        raise PrhEvalError(
+            f"model class {name} gives no hidden states, which alignment is made of; use --model "
+            "hf (API, vLLM and other serving backends return text or log-probabilities only)"
+        )
+
+
+def _from_all_ranks(mine: list[_Request]) -> list[_Request]:
+    world = torch.distributed.get_world_size()
+    gathered: list[list[_Request]] = [[] for _ in range(world)]
+    torch.distributed.all_gather_object(gathered, mine)
+    return [request for share in gathered for request in share]
+
+
+def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, list[str]]:
+    """The captions of each setting in the order of their items; lm-eval's padding drops out."""
+    found: dict[CaptionSettings, dict[int, str]] = {}
+    for request in requests:
+        found.setdefault(request.settings, {})[request.position] = request.caption
+    ordered = sorted(found.items(), key=lambda entry: repr(entry[0]))
+    return {
+        settings: [captions[position] for position in range(len(captions))]
+        for settings, captions in ordered
+    }
+
+
+def _graphs(
+    lm: LM, corpora: dict[CaptionSettings, list[str]], *, progress: bool
+) -> dict[CaptionSettings, ModelGraphs]:
+    model_header = _model_header(lm)
+    keys = {
+        settings: _cache_key(model_header, settings, captions)
+        for settings, captions in corpora.items()
+    }
+    graphs = _cached(lm, keys)
+    missing = {settings: corpora[settings] for settings in corpora if settings not in graphs}
+    for pooling in sorted({settings.pooling for settings in missing}):
+        group = {s: captions for s, captions in missing.items() if s.pooling == pooling}
+        # Every distinct caption once, however many tasks ask for it.
+        distinct = list(dict.fromkeys(c for captions in group.values() for c in captions))
+        row = {caption: index for index, caption in enumerate(distinct)}
+        features = _features(lm, distinct, pooling, progress=progress)
+        for settings, captions in group.items():
+            rows = torch.tensor([row[caption] for caption in captions])
+            header = {
+                **model_header,
+                **vars(settings),
+                "kind": "language model",
+                "items": len(captions),
+                "truncated_captions": features.truncated,
+                "batch_size": features.batch_size,
+                "prh_eval": __version__,
+            }
+            graph = _graph([layer[rows] for layer in features.layers], settings)
+            graphs[settings] = ModelGraphs(graph, header)
+            _keep(lm, keys[settings], graphs[settings])
+    return graphs
+
+
+def _features(
+    lm: Any, captions: list[str], pooling: Pooling, *, progress: bool
+) -> LanguageFeatures:
+    def all_gather(tensor: Tensor) -> Tensor:
+        gathered: Tensor = lm.all_gather(tensor.to(lm.device))
+        return gathered
+
+    return language_features(
+        lm.model,
+        lm.tokenizer,
+        captions,
+        pooling=pooling,
+        batch_size=lm.batch_size_per_gpu,
+        max_batch_size=lm.max_batch_size or 64,
+        max_length=lm.max_length,
+        add_special_tokens=lm.add_bos_token,
+        device=lm.device,
+        autocast_dtype=lm.mixed_precision_dtype,
+        rank=lm.rank,
+        world_size=lm.world_size,
+        all_gather=all_gather if lm.world_size > 1 else None,
+        progress=progress,
+    )
+
+
+def _graph(layers: list[Tensor], settings: CaptionSettings) -> NeighborGraph:
+    # The embedding of the last token is the same for all captions that end alike.
+    validate_features(
+        layers,
+        k=1,
+        name="the language model's features",
+        constant="allow" if settings.pooling == "last" else "raise",
+    )
+    return neighbor_graph(preprocess(layers, protocol(settings.protocol)), settings.graph_k)
+
+
+def _model_header(lm: Any) -> dict[str, Any]:
+    """What a reader needs to know the model again, and what the cache tells models apart by."""
+    model = lm.model
+    name = lm.pretrained if isinstance(lm.pretrained, str) else model.config._name_or_path
+    return {
+        "model": name,
+        "model_class": type(model).__name__,
+        "revision": lm.revision,
+        "commit": getattr(model.config, "_commit_hash", None),
+        "peft": lm.peft,
+        "delta": lm.delta,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "mixed_precision": str(lm.mixed_precision_dtype or ""),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "max_length": lm.max_length,
+        "add_bos_token": lm.add_bos_token,
+        "weights": weights_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(lm.tokenizer),
+    }
+
+
+def _cache_key(
+    header: dict[str, Any], settings: CaptionSettings, captions: list[str]
+) -> str | None:
+    """What identifies a graph; None where the weights cannot be read and so not be told apart."""
+    if header["weights"] is None:
+        return None
+    decisive = ("weights", "tokenizer", "model_class", "dtype", "mixed_precision")
+    context = ("max_length", "add_bos_token")
+    identity = {name: header[name] for name in (*decisive, *context)}
+    return fingerprint([REQUEST_TYPE, GRAPH_VERSION, identity, vars(settings), captions])
+
+
+def _cached(lm: Any, keys: dict[CaptionSettings, str | None]) -> dict[CaptionSettings, ModelGraphs]:
+    """Graphs that lm-eval's --use_cache holds; the same ones on every process, or none."""
+    database = getattr(lm.cache_hook, "dbdict", None)
+    if database is None:
+        return {}
+    found = {
+        settings: _unpacked(database[key])
+        for settings, key in keys.items()
+        if key is not None and key in database
+    }
+    have = [settings in found for settings in keys]
+    if lm.world_size > 1:
+        flags = torch.tensor([have], dtype=torch.int32, device=lm.device)
+        have = lm.all_gather(flags).cpu().bool().all(dim=0).tolist()
+    return {s: found[s] for s, everywhere in zip(keys, have, strict=True) if everywhere}
+
+
+def _packed(graphs: ModelGraphs) -> dict[str, Any]:
+    """Plain arrays, so that lm-eval's cache outlives changes to our classes."""
+    graph = graphs.graph
+    arrays = {"indices": graph.indices.cpu().numpy(), "tied": graph.tied.cpu().numpy()}
+    return {**arrays, "k": graph.k, "header": graphs.header}
+
+
+def _unpacked(packed: dict[str, Any]) -> ModelGraphs:
+    indices, tied = torch.from_numpy(packed["indices"]), torch.from_numpy(packed["tied"])
+    return ModelGraphs(NeighborGraph(indices, tied, packed["k"]), packed["header"])
+
+
+def _keep(lm: Any, key: str | None, graphs: ModelGraphs) -> None:
+    """Into lm-eval's cache where one is in use, and into ours for references of later days."""
+    if key is None:
+        log.warning("The model's weights are offloaded, so its neighbour graphs are not kept.")
+        return
+    database = getattr(lm.cache_hook, "dbdict", None)
+    if database is not None:
+        database[key] = _packed(graphs)
+    if lm.rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0":
+        folder = cache_folder() / "models"
+        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in graphs.header["model"])
+        path = folder / f"{name[-80:]}-{key[:16]}.safetensors"
+        save_artifact(path, GraphArtifact(graphs.graph, {**graphs.header, "key": key}))

@@ -1,0 +1,325 @@
+"""The lm-eval task: how a model's neighbour graphs of captions agree with a reference's."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import bits_per_byte
+from lm_eval.api.task import Task
+from lm_eval.config.task import TaskConfig
+
+from prh_eval import __version__
+from prh_eval.alignment.layers import Alignment, align
+from prh_eval.errors import PrhEvalError, show_without_traceback
+from prh_eval.harness import requests
+from prh_eval.harness.options import parse_options
+from prh_eval.harness.requests import CaptionNeighbors, CaptionSettings, ModelGraphs
+from prh_eval.pairs import PairedDataset, load_pairs
+from prh_eval.references import load_reference, reference_artifact
+from prh_eval.store import GraphArtifact
+
+log = logging.getLogger(__name__)
+
+requests.register()
+show_without_traceback()
+
+
+def _mean(values: Sequence[float]) -> float:
+    # Exactly rounded, so that the order in which processes are gathered changes nothing.
+    return math.fsum(values) / len(values)
+
+
+def _only(values: Sequence[Any]) -> Any:
+    """The one value that a whole run shares; every document carries it."""
+    return values[0]
+
+
+# What the task reports: how documents' values are joined, and whether more is better. A standard
+# error stands after its metric, so that it replaces the "N/A" which lm-eval puts there.
+METRICS: dict[str, tuple[Callable[[Sequence[Any]], Any], bool | None]] = {
+    "mnn": (_mean, True),
+    "mnn_stderr": (_only, None),
+    "mnn_last_layer": (_mean, True),
+    "mnn_last_layer_stderr": (_only, None),
+    "mnn_layer": (_only, None),
+    "mnn_reference_layer": (_only, None),
+    "mnn_chance": (_only, None),
+}
+BITS_PER_BYTE = ("bits_per_byte", bits_per_byte)
+
+
+class AlignmentTask(Task):
+    """An lm-eval task that scores a language model by its alignment with a reference.
+
+    Args:
+        config: The task YAML as a dict; its ``metadata`` carries the options (keys ``prh_...``).
+
+    Raises:
+        PrhEvalError: On unknown or wrong options, or an unknown or broken reference.
+    """
+
+    OUTPUT_TYPE = requests.REQUEST_TYPE
+
+    # Task.__init__ would download a data set by name at once; ours is loaded when it is needed.
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        metadata = dict(config.get("metadata") or {})
+        name = str(config.get("task"))
+        self.options = parse_options(metadata, name)
+        self.reference = load_reference(self.options.reference)
+        self.VERSION = metadata.get("version", 0)
+        metadata.update(self.options.as_metadata())
+        known = {field: value for field, value in config.items() if field != "class"}
+        try:
+            self._config = TaskConfig(
+                **{**known, "output_type": self.OUTPUT_TYPE, "metadata": metadata}
+            )
+        except TypeError as error:
+            raise PrhEvalError(f"task {name}: its YAML has a key lm-eval lacks: {error}") from None
+        self._config.metric_list = [
+            {"metric": metric} if better is None else {"metric": metric, "higher_is_better": better}
+            for metric, (_, better) in METRICS.items()
+        ]
+        if self.options.bits_per_byte:
+            self._config.metric_list.append({"metric": BITS_PER_BYTE[0], "higher_is_better": False})
+        for field, value in self.reference.pairs.lm_eval_fields().items():
+            setattr(self._config, field, value)
+        self._instances: list[Instance] | None = None
+        self._training_docs = self._fewshot_docs = None
+        self.fewshot_rnd = None
+        self._all_pairs: PairedDataset | None = None
+        self._pairs: PairedDataset | None = None
+        self._reference_artifact: GraphArtifact | None = None
+        self._scored: tuple[ModelGraphs, Alignment] | None = None
+
+    # ------------------------------------------------------------------ documents
+
+    def has_training_docs(self) -> bool:
+        """No: nothing is trained."""
+        return False
+
+    def has_validation_docs(self) -> bool:
+        """No: all items are test items."""
+        return False
+
+    def has_test_docs(self) -> bool:
+        """Yes."""
+        return True
+
+    def test_docs(self) -> list[dict[str, str]]:
+        """Every item of the paired data: its id and its caption."""
+        pairs = self._load_pairs()
+        return [
+            {"id": item, "caption": caption}
+            for item, caption in zip(pairs.ids, pairs.captions, strict=True)
+        ]
+
+    def doc_to_text(self, doc: Mapping[str, str]) -> str:
+        """The caption, as it is."""
+        return doc["caption"]
+
+    def doc_to_target(self, doc: Mapping[str, str]) -> str:
+        """What the caption is paired with: the item's id."""
+        return doc["id"]
+
+    def fewshot_context(self, doc: Mapping[str, str], *args: Any, **kwargs: Any) -> str:
+        """The caption alone: it is represented, not completed, so nothing may stand before it."""
+        return self.doc_to_text(doc)
+
+    def _load_pairs(self) -> PairedDataset:
+        if self._all_pairs is None:
+            self._all_pairs = load_pairs(self.reference.pairs, caption=self.options.caption)
+        return self._all_pairs
+
+    # ------------------------------------------------------------------ requests
+
+    def build_all_requests(
+        self,
+        *,
+        limit: int | None = None,
+        samples: list[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        cache_requests: bool = False,
+        rewrite_requests_cache: bool = False,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Choose the items, make the reference's graph of them, and a request for each.
+
+        With ``limit`` or ``samples`` the captions are ranked among the chosen items only, and so
+        are the reference's, so that the score is a true one for that smaller set.
+
+        Raises:
+            PrhEvalError: If fewer than k + 2 items are chosen, or the data or the reference's
+                encoder cannot be had.
+        """
+        if apply_chat_template or system_instruction:
+            log.warning(
+                "%s: captions are read as they are, without chat template or system instruction.",
+                self.task_name,
+            )
+        everything = self._load_pairs()
+        every = range(len(everything.ids))
+        chosen: Sequence[int] = every[: int(limit)] if limit else every
+        if samples:
+            chosen = sorted({index for index in samples if index in every})
+        if len(chosen) < self.options.k + 2:
+            raise PrhEvalError(
+                f"{self.task_name}: {len(chosen)} items are too few for k = {self.options.k}; at "
+                f"least {self.options.k + 2} are needed (see --limit, --samples and prh_k)"
+            )
+        whole = len(chosen) == len(everything.ids)
+        self._pairs = everything if whole else everything.select(chosen)
+        if not self._predicts_only():
+            self._reference_artifact = reference_artifact(
+                self.reference,
+                self._pairs,
+                protocol=self.options.protocol,
+                graph_k=self._graph_k(),
+            )
+        super().build_all_requests(
+            limit=limit,
+            samples=samples,
+            rank=rank,
+            world_size=world_size,
+            cache_requests=cache_requests,
+            rewrite_requests_cache=rewrite_requests_cache,
+        )
+        if cache_requests and not self._instances_are_current(limit, samples, rank, world_size):
+            # lm-eval's request cache knows a task's name only, not its options.
+            log.info("%s: the cached requests are of other options; made anew.", self.task_name)
+            super().build_all_requests(
+                limit=limit, samples=samples, rank=rank, world_size=world_size
+            )
+
+    def construct_requests(self, doc: dict[str, str], ctx: str, **kwargs: Any) -> list[Instance]:
+        """One request for the caption's neighbours and, if asked for, one for its likelihood."""
+        metadata = kwargs["metadata"]
+        found = [requests.caption_request(doc, self._settings(), metadata=metadata)]
+        if self.options.bits_per_byte:
+            rolling = Instance("loglikelihood_rolling", doc, (ctx,), idx=1, metadata=metadata)
+            found.append(rolling)
+        return found
+
+    def _settings(self) -> CaptionSettings:
+        assert self._pairs is not None
+        return CaptionSettings(
+            pairs=self._pairs.fingerprint,
+            pooling=self.options.pooling,
+            protocol=self.options.protocol,
+            graph_k=self._graph_k(),
+        )
+
+    def _graph_k(self) -> int:
+        assert self._pairs is not None
+        return min(max(requests.GRAPH_K, self.options.k), len(self._pairs.ids) - 1)
+
+    def _instances_are_current(
+        self, limit: int | None, samples: list[int] | None, rank: int, world_size: int
+    ) -> bool:
+        docs = self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples)
+        metadata = (self.config.task, None, self.config.repeats)
+        wanted = [
+            (doc_id, instance.request_type, instance.arguments)
+            for doc_id, doc in docs
+            for instance in self.construct_requests(doc, self.doc_to_text(doc), metadata=metadata)
+        ]
+        cached = [(i.doc_id, i.request_type, i.arguments) for i in self._instances or []]
+        return wanted == cached
+
+    def _predicts_only(self) -> bool:
+        return "bypass" in getattr(self, "_metric_fn_list", {})
+
+    def apply_filters(self) -> None:
+        """Pass every response through; there is nothing to extract from it."""
+        for instance in self._instances or []:
+            instance.filtered_resps["none"] = instance.resps[0]
+
+    # ------------------------------------------------------------------ results
+
+    def process_results(self, doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, Any]:
+        """A caption's own overlaps with the reference, and what the whole run shares.
+
+        Args:
+            doc: The document.
+            results: The response to each of the document's requests.
+
+        Returns:
+            A value for every metric; the mean of ``mnn`` over documents is the score.
+        """
+        response: CaptionNeighbors = results[0]
+        alignment = self._alignment(response.graphs)
+        values: dict[str, Any] = {
+            "mnn": float(alignment.item_overlaps[response.position]),
+            "mnn_stderr": alignment.stderr,
+            "mnn_last_layer": float(alignment.last_layer_item_overlaps[response.position]),
+            "mnn_last_layer_stderr": alignment.last_layer_stderr,
+            "mnn_layer": alignment.x_layer,
+            "mnn_reference_layer": alignment.y_layer,
+            "mnn_chance": alignment.chance,
+        }
+        if self.options.bits_per_byte:
+            values[BITS_PER_BYTE[0]] = (results[1], self.count_bytes(doc["caption"]))
+        return values
+
+    def aggregation(self) -> dict[str, Callable[[Sequence[Any]], Any]]:
+        """How documents' values become the run's."""
+        joined = {metric: join for metric, (join, _) in METRICS.items()}
+        if self.options.bits_per_byte:
+            joined[BITS_PER_BYTE[0]] = BITS_PER_BYTE[1]
+        return joined
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Which metrics are better where higher."""
+        better = {metric: flag for metric, (_, flag) in METRICS.items() if flag is not None}
+        if self.options.bits_per_byte:
+            better[BITS_PER_BYTE[0]] = False
+        return better
+
+    def _alignment(self, graphs: ModelGraphs) -> Alignment:
+        if self._scored is None or self._scored[0] is not graphs:
+            assert self._reference_artifact is not None
+            alignment = align(
+                graphs.graph,
+                self._reference_artifact.graph,
+                self.options.k,
+                metric=self.options.metric,
+            )
+            self._scored = (graphs, alignment)
+            self._record(graphs, alignment)
+        return self._scored[1]
+
+    def _record(self, graphs: ModelGraphs, alignment: Alignment) -> None:
+        """Write what made the score into the config, which lm-eval's results file carries."""
+        assert self._pairs is not None
+        assert self._reference_artifact is not None
+        self.config.metadata["alignment"] = {
+            "n": alignment.n,
+            "k": alignment.k,
+            "metric": self.options.metric,
+            "protocol": self.options.protocol,
+            "pooling": self.options.pooling,
+            "chance": alignment.chance,
+            "layers": [alignment.x_layer, alignment.y_layer],
+            "last_layers": [graphs.graph.layers - 1, alignment.last_layer_y],
+            "layer_grid": [[round(v, 6) for v in row] for row in alignment.grid.tolist()],
+            "pairs": {
+                **self._pairs.source,
+                "items": len(self._pairs.ids),
+                "fingerprint": self._pairs.fingerprint,
+            },
+            "reference": self._reference_artifact.header,
+            "model": graphs.header,
+            "versions": {
+                "prh_eval": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("lm_eval", "torch", "transformers")},
+            },
+        }

@@ -1,0 +1,113 @@
+"""Real runs of ``lm_eval`` as a person types them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from tiny_hub import make_dinov2, make_image_captions, write_reference
+from tiny_models import save_model
+
+from prh_eval import resources
+
+HERE = Path(__file__).parent
+
+
+def lm_eval(
+    *arguments: str, cwd: Path, launcher: tuple[str, ...] = ("-m", "lm_eval"), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line; the environment of the tests (no network, own cache) holds."""
+    return subprocess.run(
+        [sys.executable, *launcher, "run", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def results(folder: Path) -> dict[str, Any]:
+    (path,) = folder.rglob("results_*.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wide_model(colors: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GPT-2, whose learned positions a wrong padding would shift."""
+    return save_model(tmp_path_factory.mktemp("gpt2"), colors, kind="gpt2")
+
+
+def test_two_processes_give_exactly_the_result_of_one(wide_model: Path, tmp_path: Path) -> None:
+    common = ("--model", "hf", "--model_args", f"pretrained={wide_model},dtype=float32")
+    common += ("--tasks", "prh_align_color", "--batch_size", "16", "--log_samples")
+    common += ("--include_path", str(resources.folder("tasks")))
+    one = lm_eval(*common, "--device", "cpu", "--output_path", "one", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    two = lm_eval(
+        *common,
+        *("--output_path", "two"),
+        cwd=tmp_path,
+        launcher=(*torchrun, str(HERE / "data_parallel.py")),
+        ACCELERATE_USE_CPU="1",
+    )
+    assert two.returncode == 0, two.stderr
+    first, second = results(tmp_path / "one"), results(tmp_path / "two")
+    assert second["results"] == first["results"]
+    recorded = [
+        run["configs"]["prh_align_color"]["metadata"]["alignment"] for run in (first, second)
+    ]
+    assert recorded[0] == recorded[1]
+    samples = [
+        {
+            sample["doc"]["id"]: sample["mnn"]
+            for path in (tmp_path / side).rglob("samples_*.jsonl")
+            for sample in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        }
+        for side in ("one", "two")
+    ]
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == 949
+    # Both processes really had a share.
+    assert "949/949" in one.stderr and "475/475" in two.stderr and "474/474" in two.stderr
+
+
+def test_a_vision_reference_is_built_once_and_used_ever_after(tmp_path: Path) -> None:
+    data = make_image_captions(tmp_path / "data", n=24, seed=0)
+    encoder = make_dinov2(tmp_path / "encoder", layers=3)
+    reference = write_reference(tmp_path / "tiny.yaml", encoder, data)
+    captions = datasets.load_dataset(str(data), split="train")["text"]
+    model = save_model(tmp_path / "model", [texts[0] for texts in captions])
+    arguments = ("--model", "hf", "--model_args", f"pretrained={model},dtype=float32")
+    arguments += ("--tasks", "prh_align", "--device", "cpu", "--batch_size", "8")
+    arguments += ("--include_path", str(resources.folder("tasks")))
+    arguments += ("--metadata", f"prh_reference={reference}", "prh_k=4")
+    first = lm_eval(*arguments, "--output_path", "first", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "mnn_last_layer" in first.stdout
+    shutil.rmtree(encoder)
+    second = lm_eval(*arguments, "--output_path", "second", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert results(tmp_path / "first")["results"] == results(tmp_path / "second")["results"]
+    found = results(tmp_path / "first")["configs"]["prh_align"]
+    assert len(found["metadata"]["alignment"]["layer_grid"]) == 3
+    assert len(found["metadata"]["alignment"]["layer_grid"][0]) == 3
+
+
+def test_without_a_network_one_sentence_says_what_to_do(model_folder: Path, tmp_path: Path) -> None:
+    arguments = ("--model", "hf", "--model_args", f"pretrained={model_folder}", "--device", "cpu")
+    arguments += ("--include_path", str(resources.folder("tasks")))
+    run = lm_eval(*arguments, "--tasks", "prh_align", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("prh_eval: error: ")
+    assert "minhuh/prh" in last and "prh_align_color" in last
