@@ -1,0 +1,94 @@
+"""The ``prh-eval`` command: argparse subcommands, thin; imports what is heavy when it is used."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from prh_eval import __version__, demo
+from prh_eval.errors import PrhEvalError
+from prh_eval.resources import folder
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one ``prh-eval`` command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 2 where the input is at fault (one sentence on stderr says why),
+        130 after Ctrl-C, 141 where nobody reads the output any more.
+    """
+    try:
+        status = _command(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except PrhEvalError as error:
+        print(f"prh-eval: error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered must go somewhere, or the interpreter complains when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _command(argv: list[str]) -> int:
+    if argv[:1] == ["run"]:  # everything after it is lm-eval's, --help included
+        return _run(argv[1:])
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.command(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prh-eval",
+        description="Alignment of language models with other encoders, as lm-eval tasks.",
+    )
+    parser.add_argument("--version", action="version", version=f"prh-eval {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run",
+        help="lm-eval's own command line with our tasks registered in the process",
+        description="Everything after 'run' is handed to lm-eval.",
+        add_help=False,
+    )
+    run.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    tasks_path = commands.add_parser(
+        "tasks-path", help="print the task folder, for lm-eval's --include_path"
+    )
+    tasks_path.set_defaults(command=_tasks_path)
+
+    demo_parser = commands.add_parser(
+        "demo", help="train a tiny model on a coloured world and score it, with no download"
+    )
+    demo.add_arguments(demo_parser)
+    demo_parser.set_defaults(command=demo.run)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
+    from prh_eval import _plugin
+
+    _plugin.register()
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["lm-eval", *argv]
+    cli_evaluate()
+    return 0
+
+
+def _tasks_path(_: argparse.Namespace) -> int:
+    print(folder("tasks"))
+    return 0
