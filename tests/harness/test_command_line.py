@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 from tiny_hub import make_dinov2, make_image_captions, write_reference
 from tiny_models import save_model
 
@@ -111,3 +112,48 @@ def test_without_a_network_one_sentence_says_what_to_do(model_folder: Path, tmp_
     last = run.stderr.strip().splitlines()[-1]
     assert last.startswith("prh_eval: error: ")
     assert "minhuh/prh" in last and "prh_align_color" in last
+
+
+def test_a_config_file_with_everything_in_it(model_folder: Path, tmp_path: Path) -> None:
+    config = {
+        "model": "hf",
+        "model_args": {"pretrained": str(model_folder), "dtype": "float32"},
+        "tasks": ["prh_align_color"],
+        "include_path": str(resources.folder("tasks")),
+        "device": "cpu",
+        "batch_size": "auto",
+        "samples": {"prh_align_color": [40, *range(30)]},
+        "metadata": {"prh_k": 3, "prh_protocol": "paper_loose"},
+        "log_samples": True,
+        "write_out": True,
+        "use_cache": str(tmp_path / "responses"),
+        "output_path": "out",
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    run = lm_eval("--config", "run.yaml", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "Could not save" not in run.stderr
+    found = results(tmp_path / "out")
+    recorded = found["configs"]["prh_align_color"]["metadata"]["alignment"]
+    assert (recorded["n"], recorded["k"], recorded["protocol"]) == (31, 3, "paper_loose")
+    (path,) = (tmp_path / "out").rglob("samples_prh_align_color_*.jsonl")
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [sample["doc"]["id"] for sample in samples] == [*map(str, range(30)), "40"]
+    mean = sum(sample["mnn"] for sample in samples) / 31
+    assert mean == pytest.approx(found["results"]["prh_align_color"]["mnn,none"])
+    assert all(len(json.dumps(sample)) < 2000 for sample in samples)
+    assert (tmp_path / "responses_rank0.db").exists()
+
+
+def test_predict_only_writes_the_neighbours(model_folder: Path, tmp_path: Path) -> None:
+    run = lm_eval(
+        *("--model", "hf", "--model_args", f"pretrained={model_folder}", "--device", "cpu"),
+        *("--include_path", str(resources.folder("tasks")), "--tasks", "prh_align_color"),
+        *("--predict_only", "--limit", "20", "--output_path", "out"),
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    (path,) = (tmp_path / "out").rglob("samples_prh_align_color_*.jsonl")
+    samples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(samples) == 20
+    assert "nearest in the last of 3 layers" in str(samples[0]["filtered_resps"])
