@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """The folder ``tasks``, ``references`` or ``data`` that came with this installation.
+    """The folder ``tasks`` or ``references`` that came with this installation.
 
     A wheel carries it as ``prh_eval/resources_<name>``; a checkout (editable install) has it at
     the top level.

@@ -219,9 +219,11 @@ def test_killed_in_the_middle_of_a_write(tmp_path: Path, moment: str, before: bo
         write_artifact(path, make_artifact(1))
     child = os.fork()
     if child == 0:
-        setattr(os, moment, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-        write_artifact(path, make_artifact(2))
-        os._exit(0)
+        try:
+            setattr(os, moment, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+            write_artifact(path, make_artifact(2))
+        finally:
+            os._exit(1)  # whatever happens, no second pytest goes on from here
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert len(list(tmp_path.glob(".*.tmp"))) >= 1
     if before:

@@ -61,6 +61,7 @@ def score(model: Path, results: Path, cache: Path) -> Score:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",  # what it printed last stands last
         "PRH_EVAL_CACHE": str(cache.resolve()),
     }
     run = subprocess.run(
