@@ -20,6 +20,7 @@ from prh_eval.alignment.preprocess import preprocess, protocol, validate_feature
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprint
 from prh_eval.features.language import LanguageFeatures, Pooling, language_features
+from prh_eval.features.language_body import body
 from prh_eval.store import GraphArtifact, cache_folder, fingerprint, save_artifact
 
 REQUEST_TYPE = "prh_neighbor_graphs"
@@ -141,17 +142,20 @@ def register() -> None:
 
 
 def _check_backend(lm: LM) -> None:
+    from lm_eval.models.huggingface import HFLM  # imports transformers
+
     name = type(lm).__name__
     if hasattr(lm, "hook_to_steer"):
         raise PrhEvalError(
             f"model class {name} steers activations outside the model, which hidden states would "
             "miss; use --model hf to score the unsteered model"
         )
-    if not isinstance(getattr(lm, "model", None), torch.nn.Module):
+    if not isinstance(lm, HFLM) or not isinstance(lm.model, torch.nn.Module):
         raise PrhEvalError(
             f"model class {name} gives no hidden states, which alignment is made of; use --model "
             "hf (API, vLLM and other serving backends return text or log-probabilities only)"
         )
+    body(lm.model)
 
 
 def _from_all_ranks(mine: list[_Request]) -> list[_Request]:

@@ -90,7 +90,8 @@ def test_a_vision_reference_is_built_once_and_used_ever_after(tmp_path: Path) ->
     arguments = ("--model", "hf", "--model_args", f"pretrained={model},dtype=float32")
     arguments += ("--tasks", "prh_align", "--device", "cpu", "--batch_size", "8")
     arguments += ("--include_path", str(resources.folder("tasks")))
-    arguments += ("--metadata", f"prh_reference={reference}", "prh_k=4")
+    # As JSON, which lm-eval 0.4.12 understands too.
+    arguments += ("--metadata", json.dumps({"prh_reference": str(reference), "prh_k": 4}))
     first = lm_eval(*arguments, "--output_path", "first", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "mnn_last_layer" in first.stdout

@@ -331,6 +331,16 @@ def test_backends_without_hidden_states_are_refused() -> None:
         simple_evaluate(model="dummy", tasks=[TASK], task_manager=manager, limit=20)
 
 
+def test_a_body_that_is_no_transformers_model_is_refused(model_folder: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=str(model_folder), device="cpu", dtype="float32")
+    lm._model = torch.nn.Linear(2, 2)
+    manager = task_manager(str(resources.folder("tasks")))
+    with pytest.raises(PrhEvalError, match="class Linear gives no hidden states"):
+        simple_evaluate(model=lm, tasks=[TASK], task_manager=manager, limit=20)
+
+
 def test_steered_models_are_refused(model_folder: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 
