@@ -235,6 +235,16 @@ def test_killed_in_the_middle_of_a_write(tmp_path: Path, moment: str, before: bo
     assert {file.name for file in tmp_path.iterdir()} <= {"a.safetensors", "a.safetensors.lock"}
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    before = os.umask(0o027)
+    try:
+        write_artifact(path, make_artifact())
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
