@@ -22,12 +22,12 @@ class TokenizedCaptions:
     Attributes:
         sequences: Token ids, longest first; equal lengths in order of first appearance.
         index: int64, shape (n,): the sequence of each caption.
-        truncated: Number of captions that were cut.
+        truncated: Positions of the captions that were cut, rising.
     """
 
     sequences: list[tuple[int, ...]]
     index: Tensor
-    truncated: int
+    truncated: list[int]
 
 
 def tokenize(
@@ -94,7 +94,7 @@ def tokenize(
     index = torch.empty(len(ids), dtype=torch.int64)
     for number, sequence in enumerate(sequences):
         index[places[sequence]] = number
-    return TokenizedCaptions(sequences, index, len(long))
+    return TokenizedCaptions(sequences, index, long)
 
 
 @dataclass(frozen=True)

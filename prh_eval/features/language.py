@@ -35,12 +35,12 @@ class LanguageFeatures:
         layers: One float32 tensor on the CPU for each of the model's own hidden states, shape
             (n, dim_l): the embedding output, then every block's, the last after the final norm.
             (State space models such as Mamba leave the embedding output out.)
-        truncated: Number of captions that were cut to the context.
+        truncated: Positions of the captions that were cut to the context, rising.
         batch_size: The batch size that was used.
     """
 
     layers: list[Tensor]
-    truncated: int
+    truncated: list[int]
     batch_size: int
 
 
@@ -111,7 +111,7 @@ def language_features(
     if tokens.truncated and rank == 0:
         _log.warning(
             "%d of %d captions are longer than %d tokens and were cut on the right",
-            tokens.truncated,
+            len(tokens.truncated),
             len(captions),
             limit,
         )

@@ -189,22 +189,23 @@ def _graphs(
     missing = {settings: corpora[settings] for settings in corpora if settings not in graphs}
     for pooling in sorted({settings.pooling for settings in missing}):
         group = {s: captions for s, captions in missing.items() if s.pooling == pooling}
-        # Every distinct caption once, however many tasks ask for it.
-        distinct = list(dict.fromkeys(c for captions in group.values() for c in captions))
-        row = {caption: index for index, caption in enumerate(distinct)}
-        features = _features(lm, distinct, pooling, progress=progress)
+        # One pass over the captions of all tasks; each distinct one is run once.
+        everything = [caption for captions in group.values() for caption in captions]
+        features = _features(lm, everything, pooling, progress=progress)
+        start = 0
         for settings, captions in group.items():
-            rows = torch.tensor([row[caption] for caption in captions])
+            stop = start + len(captions)
             header = {
                 **model_header,
                 **vars(settings),
                 "kind": "language model",
                 "items": len(captions),
-                "truncated_captions": features.truncated,
+                "truncated_captions": sum(start <= cut < stop for cut in features.truncated),
                 "batch_size": features.batch_size,
                 "prh_eval": __version__,
             }
-            graph = _graph([layer[rows] for layer in features.layers], settings)
+            graph = _graph([layer[start:stop] for layer in features.layers], settings)
+            start = stop
             graphs[settings] = ModelGraphs(graph, header)
             _keep(lm, keys[settings], graphs[settings])
     return graphs

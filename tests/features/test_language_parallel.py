@@ -72,7 +72,7 @@ def test_every_rank_has_what_one_process_has(kind: str, world_size: int, batch_s
     one = alone(kind, batch_size=batch_size)
     for result in ranks.run(models, batch_size=batch_size):
         assert equal(result, one)
-        assert result.truncated == 0
+        assert not result.truncated
     # Once a layer, float32, and no rank sends more than its share of batches.
     assert [dtype for dtype, _ in ranks.gathered] == [torch.float32] * 3
     share = -(-6 // (batch_size * world_size)) * batch_size

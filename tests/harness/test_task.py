@@ -207,6 +207,23 @@ def test_two_tasks_share_one_pass(
     assert run["results"]["twin"]["mnn_chance,none"] == pytest.approx(5 / 948)
 
 
+def test_tasks_on_different_items_do_not_disturb_each_other(model_folder: Path) -> None:
+    twin = {"task": "twin", "class": _task_class()}
+    twin["metadata"] = {"prh_reference": "cielab", "prh_k": 5}
+    items = {TASK: list(range(100, 150)), "twin": list(range(140, 170))}
+    args = f"pretrained={model_folder},dtype=float32,max_length=2"
+
+    def alignments(tasks: list[Any]) -> dict[str, Any]:
+        run = evaluate(model_folder, tasks=tasks, samples=items, model_args=args)
+        return {name: c["metadata"]["alignment"] for name, c in run["configs"].items()}
+
+    together = alignments([TASK, twin])
+    alone = alignments([TASK]) | alignments([twin])
+    assert together == alone
+    counts = [alone[name]["model"]["truncated_captions"] for name in (TASK, "twin")]
+    assert 0 < counts[1] < counts[0]
+
+
 def _task_class() -> type:
     from prh_eval.harness.task import AlignmentTask
 
@@ -299,6 +316,8 @@ def test_bits_per_byte_is_lm_evals_own(model_folder: Path, colors: dict[str, str
             nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
             size += len(name.encode())
     expected = nats / size / np.log(2)
+    listed = [metric["metric"] for metric in run["configs"][TASK]["metric_list"]]
+    assert listed[-1] == "bits_per_byte"
     assert run["results"][TASK]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -356,7 +375,7 @@ def test_a_constant_layer_is_named(model_folder: Path, monkeypatch: pytest.Monke
 
     def collapsed(model: Any, tokenizer: Any, captions: list[str], **kwargs: Any) -> Any:
         good = torch.randn(len(captions), 4)
-        return LanguageFeatures([good, torch.ones(len(captions), 4)], truncated=0, batch_size=1)
+        return LanguageFeatures([good, torch.ones(len(captions), 4)], truncated=[], batch_size=1)
 
     monkeypatch.setattr("prh_eval.harness.requests.language_features", collapsed)
     with pytest.raises(PrhEvalError, match="layer 1"):
