@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import torch
@@ -24,13 +25,18 @@ def weights_fingerprint(model: nn.Module) -> str | None:
         model: Any module; adapters and quantised weights count as they are.
 
     Returns:
-        A SHA-256 in hexadecimal, or None where weights are offloaded and cannot be read.
+        A SHA-256 in hexadecimal, or None where weights cannot be read: they are offloaded, or of
+        a tensor class that does not show its bits.
     """
     parts: list[Any] = []
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if tensor.device.type == "meta":
             return None
-        parts.append([name, list(tensor.shape), str(tensor.dtype), *_digest(tensor.detach())])
+        try:
+            digest = _digest(tensor.detach())
+        except (NotImplementedError, RuntimeError, TypeError):
+            return None
+        parts.append([name, list(tensor.shape), str(tensor.dtype), *digest])
     return fingerprint(parts)
 
 
@@ -44,7 +50,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         A SHA-256 in hexadecimal.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    if backend is None:
+        rules = tokenizer.get_vocab()
+    else:
+        rules = json.loads(backend.to_str())
+        # How earlier calls padded and cut stays behind in it; we do either by ourselves.
+        rules["padding"] = rules["truncation"] = None
     return fingerprint([type(tokenizer).__name__, tokenizer.special_tokens_map, rules])
 
 

@@ -312,7 +312,7 @@ def _unpacked(packed: dict[str, Any]) -> ModelGraphs:
 def _keep(lm: Any, key: str | None, graphs: ModelGraphs) -> None:
     """Into lm-eval's cache where one is in use, and into ours for references of later days."""
     if key is None:
-        log.warning("The model's weights are offloaded, so its neighbour graphs are not kept.")
+        log.warning("The model's weights cannot be read (offloaded?): its graphs are not kept.")
         return
     database = getattr(lm.cache_hook, "dbdict", None)
     if database is not None:
