@@ -1,24 +1,15 @@
-"""Tiny language models saved the way the hub keeps them, for tests that load them for real."""
+"""Tiny language models of many families, and how to save one the way the hub keeps them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertLMHeadModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 
 def word_tokenizer(texts: Iterable[str], model_max_length: int = 64) -> PreTrainedTokenizerFast:
@@ -37,54 +28,113 @@ def word_tokenizer(texts: Iterable[str], model_max_length: int = 64) -> PreTrain
     )
 
 
-def tiny_model(kind: str, vocabulary: int, seed: int = 0) -> PreTrainedModel:
-    """An untrained model of two layers and 16 dimensions: gpt_neox, gpt2, t5 or bert."""
+def _gpt2(vocabulary: int, positions: int) -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=positions
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def _opt(vocabulary: int, positions: int) -> nn.Module:
+    config = transformers.OPTConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        ffn_dim=32,
+        max_position_embeddings=positions,
+        word_embed_proj_dim=16,
+        pad_token_id=0,
+    )
+    return transformers.OPTForCausalLM(config)
+
+
+def _bloom(vocabulary: int, positions: int) -> nn.Module:
+    config = transformers.BloomConfig(vocab_size=vocabulary, hidden_size=16, n_layer=2, n_head=2)
+    return transformers.BloomForCausalLM(config)
+
+
+def _usual(
+    config_class: type[transformers.PretrainedConfig], model_class: type[nn.Module]
+) -> Callable[[int, int], nn.Module]:
+    def make(vocabulary: int, positions: int) -> nn.Module:
+        return model_class(
+            config_class(
+                vocab_size=vocabulary,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                intermediate_size=32,
+                max_position_embeddings=positions,
+                pad_token_id=0,
+            )
+        )
+
+    return make
+
+
+def _mamba(vocabulary: int, positions: int) -> nn.Module:
+    config = transformers.MambaConfig(
+        vocab_size=vocabulary, hidden_size=16, state_size=4, num_hidden_layers=2, pad_token_id=0
+    )
+    return transformers.MambaForCausalLM(config)
+
+
+def _t5(vocabulary: int, positions: int) -> nn.Module:
+    config = transformers.T5Config(
+        vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def _bart_config(vocabulary: int, positions: int) -> transformers.BartConfig:
+    return transformers.BartConfig(
+        vocab_size=vocabulary,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=positions,
+        pad_token_id=0,
+    )
+
+
+ZOO: dict[str, Callable[[int, int], nn.Module]] = {
+    "gpt2": _gpt2,  # causal, learned positions
+    "opt": _opt,  # causal, positions counted from the attention mask
+    "bloom": _bloom,  # causal, ALiBi
+    "gpt_neox": _usual(transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM),  # rotary
+    "llama": _usual(transformers.LlamaConfig, transformers.LlamaForCausalLM),  # rotary, grouped
+    "mamba": _mamba,  # state space, no attention
+    "t5": _t5,  # sequence to sequence, relative positions
+    "bart": lambda *size: transformers.BartForConditionalGeneration(_bart_config(*size)),
+    "bart_decoder": lambda *size: transformers.BartForCausalLM(_bart_config(*size)),
+    # Bidirectional, as lm-eval loads them: a causal class whose config says is_decoder = False.
+    "bert": _usual(transformers.BertConfig, transformers.BertLMHeadModel),
+    "roberta": _usual(transformers.RobertaConfig, transformers.RobertaForCausalLM),
+    "masked": _usual(transformers.BertConfig, transformers.BertForMaskedLM),
+    "headless": _usual(transformers.GPTNeoXConfig, transformers.GPTNeoXModel),
+}
+
+
+def tiny_model(kind: str, vocabulary: int, *, positions: int = 64, seed: int = 0) -> nn.Module:
+    """A model in evaluation mode whose random weights are large enough for positions to matter."""
     torch.manual_seed(seed)
-    if kind == "gpt_neox":
-        return GPTNeoXForCausalLM(
-            GPTNeoXConfig(
-                vocab_size=vocabulary,
-                hidden_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=64,
-            )
-        )
-    if kind == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocabulary, n_embd=16, n_layer=2, n_head=2, n_positions=64)
-        )
-    if kind == "t5":
-        return T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=vocabulary,
-                d_model=16,
-                d_kv=8,
-                d_ff=32,
-                num_layers=2,
-                num_heads=2,
-                decoder_start_token_id=2,
-            )
-        )
-    if kind == "bert":
-        return BertLMHeadModel(
-            BertConfig(
-                vocab_size=vocabulary,
-                hidden_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=64,
-            )
-        )
-    raise ValueError(kind)
+    model = ZOO[kind](vocabulary, positions)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.3)
+    return model.eval()
 
 
 def save_model(folder: Path, texts: Iterable[str], kind: str = "gpt_neox", seed: int = 0) -> Path:
     """A model folder that ``lm_eval --model hf --model_args pretrained=FOLDER`` loads."""
     tokenizer = word_tokenizer(texts)
-    model = tiny_model(kind, len(tokenizer), seed)
+    model = tiny_model(kind, len(tokenizer), seed=seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

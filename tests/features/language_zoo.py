@@ -1,9 +1,10 @@
-"""Tiny language models of many families, a word-level tokenizer, and the plain way to features."""
+"""Captions, their tokenizer, and the plain way to features of the tiny models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import tiny_models
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -49,107 +50,9 @@ def word_tokenizer(
     )
 
 
-def _gpt2() -> nn.Module:
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=POSITIONS
-    )
-    return transformers.GPT2LMHeadModel(config)
-
-
-def _opt() -> nn.Module:
-    config = transformers.OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        ffn_dim=32,
-        max_position_embeddings=POSITIONS,
-        word_embed_proj_dim=16,
-        pad_token_id=0,
-    )
-    return transformers.OPTForCausalLM(config)
-
-
-def _bloom() -> nn.Module:
-    config = transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2)
-    return transformers.BloomForCausalLM(config)
-
-
-def _usual(
-    config_class: type[transformers.PretrainedConfig], model_class: type[nn.Module]
-) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        return model_class(
-            config_class(
-                vocab_size=VOCABULARY,
-                hidden_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                intermediate_size=32,
-                max_position_embeddings=POSITIONS,
-                pad_token_id=0,
-            )
-        )
-
-    return make
-
-
-def _mamba() -> nn.Module:
-    config = transformers.MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=2, pad_token_id=0
-    )
-    return transformers.MambaForCausalLM(config)
-
-
-def _t5() -> nn.Module:
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-    )
-    return transformers.T5ForConditionalGeneration(config)
-
-
-def _bart_config() -> transformers.BartConfig:
-    return transformers.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_position_embeddings=POSITIONS,
-        pad_token_id=0,
-    )
-
-
-ZOO: dict[str, Callable[[], nn.Module]] = {
-    "gpt2": _gpt2,  # causal, learned positions
-    "opt": _opt,  # causal, positions counted from the attention mask
-    "bloom": _bloom,  # causal, ALiBi
-    "gpt_neox": _usual(transformers.GPTNeoXConfig, transformers.GPTNeoXForCausalLM),  # rotary
-    "llama": _usual(transformers.LlamaConfig, transformers.LlamaForCausalLM),  # rotary, grouped
-    "mamba": _mamba,  # state space, no attention
-    "t5": _t5,  # sequence to sequence, relative positions
-    "bart": lambda: transformers.BartForConditionalGeneration(_bart_config()),
-    "bart_decoder": lambda: transformers.BartForCausalLM(_bart_config()),
-    # Bidirectional, as lm-eval loads them: a causal class whose config says is_decoder = False.
-    "bert": _usual(transformers.BertConfig, transformers.BertLMHeadModel),
-    "roberta": _usual(transformers.RobertaConfig, transformers.RobertaForCausalLM),
-    "masked": _usual(transformers.BertConfig, transformers.BertForMaskedLM),
-    "headless": _usual(transformers.GPTNeoXConfig, transformers.GPTNeoXModel),
-}
-
-
 def tiny_model(kind: str) -> nn.Module:
-    """A model in evaluation mode whose random weights are large enough for positions to matter."""
-    torch.manual_seed(0)
-    model = ZOO[kind]()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.3)
-    return model.eval()
+    """One of ``tiny_models.ZOO`` that knows the tokenizer's words, with few positions."""
+    return tiny_models.tiny_model(kind, VOCABULARY, positions=POSITIONS)
 
 
 def plain_features(

@@ -15,7 +15,6 @@ from features.language_zoo import (
     POSITIONS,
     VOCABULARY,
     WORDS,
-    ZOO,
     assert_close,
     plain_features,
     tiny_model,
@@ -23,6 +22,7 @@ from features.language_zoo import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import ZOO
 from torch import Tensor, nn
 
 from prh_eval.errors import PrhEvalError

@@ -12,7 +12,6 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 from features.language_zoo import (
     CAPTIONS,
-    ZOO,
     assert_close,
     plain_features,
     tiny_model,
@@ -190,6 +189,6 @@ def test_offloaded_weights_run_where_accelerate_brings_them(
 
 def test_weights_that_were_never_loaded_are_refused() -> None:
     with torch.device("meta"):
-        model = ZOO["gpt2"]()
+        model = tiny_model("gpt2")
     with pytest.raises(PrhEvalError, match="meta device"):
         layers(model)

@@ -321,6 +321,17 @@ def test_bits_per_byte_is_lm_evals_own(model_folder: Path, colors: dict[str, str
     assert run["results"][TASK]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_prompts_of_other_tasks_do_not_touch_the_captions(
+    model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = evaluate(model_folder, limit=30)
+    with caplog.at_level("WARNING"):
+        prompted = evaluate(model_folder, limit=30, system_instruction="Be kind.", num_fewshot=5)
+    assert prompted["results"] == plain["results"]
+    assert prompted["n-shot"][TASK] == 0
+    assert "captions are read as they are" in caplog.text
+
+
 def test_groups_aggregate_it(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "group.yaml").write_text(
         "group: both\ntask:\n  - prh_align_color\n"

@@ -1,0 +1,1 @@
+"""Models in, layer features out; knows no lm-eval."""
