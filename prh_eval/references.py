@@ -345,9 +345,10 @@ def _resolve(section: Any, folder: Path) -> None:
 
 def _mistake(error: ValidationError) -> str:
     """One sentence about the first mistake in a file."""
-    details = error.errors()
-    more = len(details) - 1
-    return _sentence(details[0]) + (f" (and {more} more like it)" if more else "")
+    # A mistyped key is unknown and its right name is missing: the former says what to mend.
+    details = sorted(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")
+    count = f" (the first of {len(details)} mistakes)" if len(details) > 1 else ""
+    return _sentence(details[0]) + count
 
 
 def _sentence(mistake: ErrorDetails) -> str:

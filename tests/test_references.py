@@ -97,7 +97,8 @@ def yaml_file(hub: Path, tmp_path: Path) -> Callable[..., Path]:
         ({"encoder": 3}, "'encoder' is 3"),
         ({"pairs": "minhuh/prh"}, "'pairs' is 'minhuh/prh'|'pairs.kind'"),
         ({"name": "other"}, "the key 'name' is 'other'; .* 'tiny'"),
-        ({"licence": 1, "citation": 2}, "'licence' is 1; .*and 1 more"),
+        ({"licence": 1, "citation": 2}, "'licence' is 1; .*first of 2 mistakes"),
+        ({"licence": None, "license": "MIT"}, "unknown key 'license'; did you mean 'licence'"),
     ],
 )
 def test_mistakes_in_a_file(
