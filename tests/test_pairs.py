@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import datasets
@@ -15,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 from pydantic import ValidationError
-from tiny_hub import make_image_captions
+from tiny_hub import cache_data_set, cache_revision, make_image_captions
 
 import prh_eval
 from prh_eval.errors import PrhEvalError
@@ -220,33 +219,19 @@ def test_the_revision_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def cached(tmp_path: Path, hub_cache: Path) -> HubPairs:
     """A data set as datasets leaves it in its cache after a download of commit COMMIT."""
     folder = make_image_captions(tmp_path / "data", n=4)
-    prepared = datasets.load_dataset(str(folder), split="train", cache_dir=tmp_path / "prepared")
-    source = Path(prepared.cache_files[0]["filename"]).parent
-    target = hub_cache / "datasets" / "minhuh___prh" / "default" / "0.0.0" / COMMIT
-    shutil.copytree(source, target)
-    (target / Path(prepared.cache_files[0]["filename"]).name).rename(target / "prh-train.arrow")
-    info = json.loads((target / "dataset_info.json").read_text())
-    info.update(config_name="default", dataset_name="prh")
-    (target / "dataset_info.json").write_text(json.dumps(info))
+    cache_data_set(hub_cache, folder, "minhuh/prh", COMMIT)
     return HubPairs(kind="hub", path="minhuh/prh", revision="wit_1024")
 
 
-def remember(hub_cache: Path, commit: str) -> None:
-    """Let the hub cache know which commit the revision wit_1024 is."""
-    refs = hub_cache / "hub" / "datasets--minhuh--prh" / "refs"
-    refs.mkdir(parents=True)
-    (refs / "wit_1024").write_text(commit)
-
-
 def test_a_cached_copy_of_the_revision(cached: HubPairs, hub_cache: Path) -> None:
-    remember(hub_cache, COMMIT)
+    cache_revision(hub_cache, "minhuh/prh", "wit_1024", COMMIT)
     pairs = load_pairs(cached)
     assert len(pairs) == 4
     assert pairs.commit == pairs.source["commit"] == COMMIT
 
 
 def test_a_cached_copy_of_another_revision_is_refused(cached: HubPairs, hub_cache: Path) -> None:
-    remember(hub_cache, OTHER)
+    cache_revision(hub_cache, "minhuh/prh", "wit_1024", OTHER)
     with pytest.raises(PrhEvalError, match="of commit 0123456789ab, not of revision 'wit_1024'"):
         load_pairs(cached)
     with pytest.raises(PrhEvalError, match="not of revision 'ffff"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,39 @@ def write_reference(path: Path, encoder: Path, data: Path, /, **changes: Any) ->
             section[last] = value
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
+
+
+def cache_data_set(home: Path, folder: Path, hub_id: str, commit: str) -> None:
+    """Fill a hub cache (``HF_HOME``) as datasets does when it downloads a data set.
+
+    Args:
+        home: The cache.
+        folder: What ``make_image_captions`` wrote.
+        hub_id: ``owner/name``.
+        commit: The commit that was downloaded.
+    """
+    owner, name = hub_id.split("/")
+    prepared = datasets.load_dataset(str(folder), split="train", cache_dir=folder / "prepared")
+    made = Path(prepared.cache_files[0]["filename"])
+    target = home / "datasets" / f"{owner}___{name}" / "default" / "0.0.0" / commit
+    shutil.copytree(made.parent, target)
+    (target / made.name).rename(target / f"{name}-train.arrow")
+    info = json.loads((target / "dataset_info.json").read_text())
+    info.update(config_name="default", dataset_name=name)
+    (target / "dataset_info.json").write_text(json.dumps(info))
+
+
+def cache_revision(home: Path, hub_id: str, revision: str, commit: str) -> None:
+    """Let a hub cache know which commit a data set's revision is."""
+    refs = home / "hub" / f"datasets--{hub_id.replace('/', '--')}" / "refs"
+    refs.mkdir(parents=True)
+    (refs / revision).write_text(commit)
+
+
+def cache_model(home: Path, folder: Path, hub_id: str, commit: str) -> None:
+    """Fill a hub cache as transformers does when it downloads a model at a commit."""
+    snapshots = home / "hub" / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    shutil.copytree(folder, snapshots / commit)
 
 
 def _image_file(random: np.random.Generator) -> bytes:

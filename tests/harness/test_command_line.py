@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import yaml
-from tiny_hub import make_dinov2, make_image_captions, write_reference
+from tiny_hub import (
+    cache_data_set,
+    cache_model,
+    cache_revision,
+    make_dinov2,
+    make_image_captions,
+    write_reference,
+)
 from tiny_models import save_model
 
 from prh_eval import resources
+from prh_eval.references import load_reference
 
 HERE = Path(__file__).parent
 
@@ -102,6 +111,34 @@ def test_a_vision_reference_is_built_once_and_used_ever_after(tmp_path: Path) ->
     found = results(tmp_path / "first")["configs"]["prh_align"]
     assert len(found["metadata"]["alignment"]["layer_grid"]) == 3
     assert len(found["metadata"]["alignment"]["layer_grid"][0]) == 3
+
+
+def test_prh_align_as_it_is_shipped(tmp_path: Path) -> None:
+    # No option at all: the shipped YAMLs, with tiny things of the real names in the hub's cache.
+    encoder = load_reference("dinov2_giant").encoder
+    home, commit = tmp_path / "hub", "0123456789abcdef" * 2 + "01234567"
+    data = make_image_captions(tmp_path / "data", n=14)
+    cache_data_set(home, data, "minhuh/prh", commit)
+    cache_revision(home, "minhuh/prh", "wit_1024", commit)
+    cache_model(home, make_dinov2(tmp_path / "encoder", layers=2), encoder.path, encoder.revision)
+    captions = datasets.load_dataset(str(data), split="train")["text"]
+    model = save_model(tmp_path / "model", [texts[0] for texts in captions])
+    run = lm_eval(
+        *("--model", "hf", "--model_args", f"pretrained={model}", "--tasks", "prh_align"),
+        *("--include_path", str(resources.folder("tasks")), "--output_path", "results"),
+        cwd=tmp_path,
+        HF_HOME=str(home),
+    )
+    assert run.returncode == 0, run.stderr
+    found = results(tmp_path / "results")
+    recorded = found["configs"]["prh_align"]["metadata"]["alignment"]
+    assert (recorded["n"], recorded["k"], recorded["protocol"]) == (14, 10, "paper")
+    assert recorded["pairs"]["commit"] == commit
+    assert recorded["reference"]["made_from"]["encoder"]["path"] == "facebook/dinov2-giant"
+    assert np.array(recorded["layer_grid"]).shape == (3, 2)
+    assert found["results"]["prh_align"]["mnn,none"] == pytest.approx(
+        np.max(recorded["layer_grid"]), abs=1e-6
+    )
 
 
 def test_without_a_network_one_sentence_says_what_to_do(model_folder: Path, tmp_path: Path) -> None:
