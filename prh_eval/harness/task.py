@@ -42,7 +42,8 @@ def _only(values: Sequence[Any]) -> Any:
 
 # What the task reports: how documents' values are joined, and whether more is better. A standard
 # error stands after its metric, so that it replaces the "N/A" which lm-eval puts there.
-METRICS: dict[str, tuple[Callable[[Sequence[Any]], Any], bool | None]] = {
+Metrics = dict[str, tuple[Callable[[Sequence[Any]], Any], bool | None]]
+METRICS: Metrics = {
     "mnn": (_mean, True),
     "mnn_stderr": (_only, None),
     "mnn_last_layer": (_mean, True),
@@ -51,7 +52,7 @@ METRICS: dict[str, tuple[Callable[[Sequence[Any]], Any], bool | None]] = {
     "mnn_reference_layer": (_only, None),
     "mnn_chance": (_only, None),
 }
-BITS_PER_BYTE = ("bits_per_byte", bits_per_byte)
+ON_REQUEST: Metrics = {"bits_per_byte": (bits_per_byte, False)}
 
 
 class AlignmentTask(Task):
@@ -81,12 +82,11 @@ class AlignmentTask(Task):
             )
         except TypeError as error:
             raise PrhEvalError(f"task {name}: its YAML has a key lm-eval lacks: {error}") from None
+        self._metrics = METRICS | (ON_REQUEST if self.options.bits_per_byte else {})
         self._config.metric_list = [
             {"metric": metric} if better is None else {"metric": metric, "higher_is_better": better}
-            for metric, (_, better) in METRICS.items()
+            for metric, (_, better) in self._metrics.items()
         ]
-        if self.options.bits_per_byte:
-            self._config.metric_list.append({"metric": BITS_PER_BYTE[0], "higher_is_better": False})
         for field, value in self.reference.pairs.lm_eval_fields().items():
             setattr(self._config, field, value)
         self._instances: list[Instance] | None = None
@@ -266,22 +266,16 @@ class AlignmentTask(Task):
             "mnn_chance": alignment.chance,
         }
         if self.options.bits_per_byte:
-            values[BITS_PER_BYTE[0]] = (results[1], self.count_bytes(doc["caption"]))
+            values["bits_per_byte"] = (results[1], self.count_bytes(doc["caption"]))
         return values
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], Any]]:
         """How documents' values become the run's."""
-        joined = {metric: join for metric, (join, _) in METRICS.items()}
-        if self.options.bits_per_byte:
-            joined[BITS_PER_BYTE[0]] = BITS_PER_BYTE[1]
-        return joined
+        return {metric: join for metric, (join, _) in self._metrics.items()}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Which metrics are better where higher."""
-        better = {metric: flag for metric, (_, flag) in METRICS.items() if flag is not None}
-        if self.options.bits_per_byte:
-            better[BITS_PER_BYTE[0]] = False
-        return better
+        return {metric: flag for metric, (_, flag) in self._metrics.items() if flag is not None}
 
     def _alignment(self, graphs: ModelGraphs) -> Alignment:
         if self._scored is None or self._scored[0] is not graphs:
