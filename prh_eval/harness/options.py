@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from prh_eval.alignment.metrics import METRICS, metric
 from prh_eval.alignment.preprocess import PROTOCOLS, protocol
 from prh_eval.errors import PrhEvalError, suggestion
+from prh_eval.features.language import Pooling
 
 # lm-eval merges --model_args into the metadata of every task, so our keys carry a prefix.
 PREFIX = "prh_"
@@ -24,7 +25,7 @@ class TaskOptions(BaseModel):
     metric: str = Field("mutual_knn", description=f"One of {', '.join(METRICS)}.")
     k: int = Field(10, ge=1, description="Neighbourhood size.")
     protocol: str = Field("paper", description=f"One of {', '.join(PROTOCOLS)}.")
-    pooling: Literal["mean", "last"] = Field(
+    pooling: Pooling = Field(
         "mean", description="Over a caption's tokens: their mean, or the last one."
     )
     caption: int = Field(0, ge=0, description="Which caption, where an item has several.")

@@ -49,14 +49,6 @@ class CaptionSettings:
 
 
 @dataclass(frozen=True)
-class ModelGraphs:
-    """One model's neighbour graphs of one set of captions, with what made them."""
-
-    graph: NeighborGraph
-    header: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class CaptionNeighbors:
     """The response to one request: a caption's position in the graphs shared by all of them.
 
@@ -64,7 +56,7 @@ class CaptionNeighbors:
     """
 
     position: int
-    graphs: ModelGraphs
+    graphs: GraphArtifact
 
     def __str__(self) -> str:
         nearest = self.graphs.graph.indices[-1, self.position, :10].tolist()
@@ -179,7 +171,7 @@ def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, list[str]]:
 
 def _graphs(
     lm: LM, corpora: dict[CaptionSettings, list[str]], *, progress: bool
-) -> dict[CaptionSettings, ModelGraphs]:
+) -> dict[CaptionSettings, GraphArtifact]:
     model_header = _model_header(lm)
     keys = {
         settings: _cache_key(model_header, settings, captions)
@@ -206,7 +198,7 @@ def _graphs(
             }
             graph = _graph([layer[start:stop] for layer in features.layers], settings)
             start = stop
-            graphs[settings] = ModelGraphs(graph, header)
+            graphs[settings] = GraphArtifact(graph, header)
             _keep(lm, keys[settings], graphs[settings])
     return graphs
 
@@ -280,7 +272,9 @@ def _cache_key(
     return fingerprint([REQUEST_TYPE, GRAPH_VERSION, identity, vars(settings), captions])
 
 
-def _cached(lm: Any, keys: dict[CaptionSettings, str | None]) -> dict[CaptionSettings, ModelGraphs]:
+def _cached(
+    lm: Any, keys: dict[CaptionSettings, str | None]
+) -> dict[CaptionSettings, GraphArtifact]:
     """Graphs that lm-eval's --use_cache holds; the same ones on every process, or none."""
     database = getattr(lm.cache_hook, "dbdict", None)
     if database is None:
@@ -297,19 +291,19 @@ def _cached(lm: Any, keys: dict[CaptionSettings, str | None]) -> dict[CaptionSet
     return {s: found[s] for s, everywhere in zip(keys, have, strict=True) if everywhere}
 
 
-def _packed(graphs: ModelGraphs) -> dict[str, Any]:
+def _packed(graphs: GraphArtifact) -> dict[str, Any]:
     """Plain arrays, so that lm-eval's cache outlives changes to our classes."""
     graph = graphs.graph
     arrays = {"indices": graph.indices.cpu().numpy(), "tied": graph.tied.cpu().numpy()}
     return {**arrays, "k": graph.k, "header": graphs.header}
 
 
-def _unpacked(packed: dict[str, Any]) -> ModelGraphs:
+def _unpacked(packed: dict[str, Any]) -> GraphArtifact:
     indices, tied = torch.from_numpy(packed["indices"]), torch.from_numpy(packed["tied"])
-    return ModelGraphs(NeighborGraph(indices, tied, packed["k"]), packed["header"])
+    return GraphArtifact(NeighborGraph(indices, tied, packed["k"]), packed["header"])
 
 
-def _keep(lm: Any, key: str | None, graphs: ModelGraphs) -> None:
+def _keep(lm: Any, key: str | None, graphs: GraphArtifact) -> None:
     """Into lm-eval's cache where one is in use, and into ours for references of later days."""
     if key is None:
         log.warning("The model's weights cannot be read (offloaded?): its graphs are not kept.")

@@ -19,7 +19,7 @@ from prh_eval.alignment.layers import Alignment, align
 from prh_eval.errors import PrhEvalError, show_without_traceback
 from prh_eval.harness import requests
 from prh_eval.harness.options import parse_options
-from prh_eval.harness.requests import CaptionNeighbors, CaptionSettings, ModelGraphs
+from prh_eval.harness.requests import CaptionNeighbors, CaptionSettings
 from prh_eval.pairs import PairedDataset, load_pairs
 from prh_eval.references import load_reference, reference_artifact
 from prh_eval.store import GraphArtifact
@@ -90,12 +90,10 @@ class AlignmentTask(Task):
         for field, value in self.reference.pairs.lm_eval_fields().items():
             setattr(self._config, field, value)
         self._instances: list[Instance] | None = None
-        self._training_docs = self._fewshot_docs = None
-        self.fewshot_rnd = None
         self._all_pairs: PairedDataset | None = None
         self._pairs: PairedDataset | None = None
         self._reference_artifact: GraphArtifact | None = None
-        self._scored: tuple[ModelGraphs, Alignment] | None = None
+        self._scored: tuple[GraphArtifact, Alignment] | None = None
 
     # ------------------------------------------------------------------ documents
 
@@ -277,7 +275,7 @@ class AlignmentTask(Task):
         """Which metrics are better where higher."""
         return {metric: flag for metric, (_, flag) in self._metrics.items() if flag is not None}
 
-    def _alignment(self, graphs: ModelGraphs) -> Alignment:
+    def _alignment(self, graphs: GraphArtifact) -> Alignment:
         if self._scored is None or self._scored[0] is not graphs:
             assert self._reference_artifact is not None
             alignment = align(
@@ -290,7 +288,7 @@ class AlignmentTask(Task):
             self._record(graphs, alignment)
         return self._scored[1]
 
-    def _record(self, graphs: ModelGraphs, alignment: Alignment) -> None:
+    def _record(self, graphs: GraphArtifact, alignment: Alignment) -> None:
         """Write what made the score into the config, which lm-eval's results file carries."""
         assert self._pairs is not None
         assert self._reference_artifact is not None
