@@ -9,6 +9,8 @@ from torch import Tensor
 
 # Rises with every change that moves a graph, so that a kept one is never mixed with a new one.
 GRAPH_VERSION = 1
+# Kept graphs answer for neighbourhoods up to this size, so that curves over k need no second run.
+GRAPH_K = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,19 @@ class NeighborGraph:
         return NeighborGraph(
             self.indices[position : position + 1], self.tied[position : position + 1], self.k
         )
+
+    def trimmed(self, k: int) -> NeighborGraph:
+        """The same graph for neighbourhoods up to k only, without what is further away.
+
+        Args:
+            k: Neighbourhood size, 1 <= k <= ``self.k``.
+
+        Raises:
+            ValueError: If k is outside 1..``self.k``.
+        """
+        needed = (self.weights(k) > 0).flatten(0, 1).any(dim=0)
+        width = int(needed.nonzero().max()) + 1
+        return NeighborGraph(self.indices[..., :width], self.tied[..., :width], k)
 
     def weights(self, k: int) -> Tensor:
         """How much each neighbour belongs to the k nearest.

@@ -67,6 +67,9 @@ def align(x: NeighborGraph, y: NeighborGraph, k: int, metric: str = "mutual_knn"
             is too large for one.
     """
     measure = named_metric(metric)
+    # Kept graphs reach further than most k, and every step would carry the rest along.
+    # A k that a graph does not answer for is the metric's to refuse.
+    x, y = (graph.trimmed(k) if 1 <= k <= graph.k else graph for graph in (x, y))
     grid = measure.grid(x, y, k).cpu()
     last = x.layers - 1
     best = _first_largest(grid.flatten())
