@@ -3,7 +3,8 @@
 ``prh_eval_plugin.pth`` (``.start`` from Python 3.15, PEP 829) calls `install` when the interpreter
 starts. That adds a finder which waits for ``lm_eval.tasks``; once that module has run, its
 ``TaskManager`` scans our task folder too, between the built-in tasks and the user's own
-``--include_path``. Whatever goes wrong here is one warning on stderr, and lm-eval goes on.
+``--include_path``. That folder has a task for every reference file; it is made when a task manager
+is. Whatever goes wrong here is one warning on stderr, and lm-eval goes on.
 """
 
 import os
@@ -106,13 +107,13 @@ def _patch(module: "ModuleType") -> None:
                 bound = signature.bind(self, *args, **kwargs)
                 own = bound.arguments.get("include_path")
                 paths = _as_list(own)
-                if (
-                    bound.arguments.get("include_defaults", True)
-                    and not any(_contains(path, folder) for path in paths)
-                    and not host_finds_it()
-                ):
+                ours = None
+                if bound.arguments.get("include_defaults", True):
+                    shown = any(_contains(path, folder) for path in paths) or host_finds_it()
+                    ours = _what_is_missing(folder, paths, shown)
+                if ours is not None:
                     # Later paths win in lm-eval, so the user's own come after ours.
-                    bound.arguments["include_path"] = [folder, *paths]
+                    bound.arguments["include_path"] = [ours, *paths]
                     original(*bound.args, **bound.kwargs)
                     self.include_path = own
                     return
@@ -137,6 +138,23 @@ def _task_folder() -> "Path":
     return tasks
 
 
+def _what_is_missing(static: "Path", paths: "list[Any]", shown: bool) -> "Path | None":
+    """The folder that shows what neither lm-eval's own discovery nor the user's paths do.
+
+    ``static`` is the folder of the tasks that come with the package, ``shown`` whether it is seen.
+    """
+    try:
+        from prh_eval.references.tasks import GENERATED, tasks_folder
+
+        everything = tasks_folder()
+    except Exception as error:
+        _warn(error, "tasks of reference files")
+        return None if shown else static
+    if any(_contains(path, everything) for path in paths):
+        return None
+    return everything / GENERATED if shown else everything
+
+
 def _as_list(include_path: "Any") -> "list[Any]":
     if not include_path:
         return []
@@ -149,7 +167,7 @@ def _contains(folder: "Any", path: "Any") -> bool:
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
-def _warn(error: Exception) -> None:
+def _warn(error: Exception, what: str = "tasks") -> None:
     global _warned
     if _warned:
         return
@@ -157,7 +175,7 @@ def _warn(error: Exception) -> None:
     try:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         print(
-            f"prh-eval: warning: tasks not registered with lm-eval ({reason}); "
+            f"prh-eval: warning: {what} not registered with lm-eval ({reason}); "
             f'use --include_path "$(prh-eval tasks-path)", or silence this with {SWITCH}=0',
             file=sys.stderr,
         )

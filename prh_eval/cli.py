@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from prh_eval import __version__, demo
+from prh_eval.commands import compare, pairs, references, rescore
 from prh_eval.errors import PrhEvalError
-from prh_eval.resources import folder
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -45,6 +45,7 @@ def _command(argv: list[str]) -> int:
     if argv[:1] == ["run"]:  # everything after it is lm-eval's, --help included
         return _run(argv[1:])
     arguments = _parser().parse_args(argv)
+    _show_log()
     status: int = arguments.command(arguments)
     return status
 
@@ -75,7 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_arguments(demo_parser)
     demo_parser.set_defaults(command=demo.run)
+
+    for each in (references, pairs, compare, rescore):
+        each.add(commands)
     return parser
+
+
+def _show_log() -> None:
+    """Our own remarks on stderr, and of others' only warnings."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("prh_eval").setLevel(logging.INFO)
 
 
 def _run(argv: list[str]) -> int:
@@ -90,5 +102,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _tasks_path(_: argparse.Namespace) -> int:
-    print(folder("tasks"))
+    from prh_eval.references.tasks import tasks_folder
+
+    print(tasks_folder(lasting=True))
     return 0

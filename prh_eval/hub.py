@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -80,6 +80,17 @@ def folder_fingerprint(path: str) -> str | None:
                     content.update(block)
             digest.update(f"{file.name} {content.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def cached_commit(path: str, revision: str | None) -> str | None:
+    """The commit of a hub model in the hub cache, as it was loaded; None for a local folder.
+
+    Transformers 5 no longer says it.
+    """
+    if is_folder(path):
+        return None
+    file = try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else None
 
 
 def missing_folder(what: str, path: str) -> PrhEvalError:

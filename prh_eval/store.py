@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import safetensors
 import safetensors.numpy
 import torch
@@ -61,12 +60,6 @@ def fingerprint(value: Any) -> str:
         ValueError: If it holds NaN or infinity.
     """
     return hashlib.sha256(_canonical(value).encode("ascii")).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where artifacts are kept: ``$PRH_EVAL_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("PRH_EVAL_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("prh_eval"))
 
 
 def write_artifact(path: Path, artifact: GraphArtifact) -> None:

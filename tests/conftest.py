@@ -21,7 +21,8 @@ settings.load_profile("prh_eval")
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh cache folder, so that no test sees what another one built."""
+    """A fresh cache folder, so that no test sees what another one built, and no references more."""
+    monkeypatch.delenv("PRH_EVAL_REFERENCES", raising=False)
     folder = tmp_path / "cache"
     monkeypatch.setenv("PRH_EVAL_CACHE", str(folder))
     return folder

@@ -29,7 +29,9 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
 def test_tasks_path_prints_the_folder_of_the_task_yamls(capsys):
     assert cli.main(["tasks-path"]) == 0
     printed = Path(capsys.readouterr().out.removesuffix("\n"))
-    assert {"prh_align.yaml", "prh_align_color.yaml"} <= {path.name for path in printed.iterdir()}
+    assert {"prh_align.yaml", "prh_align_color.yaml"} <= {
+        path.name for path in printed.rglob("*.yaml")
+    }
 
 
 def test_module_and_version():

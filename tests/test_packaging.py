@@ -1,4 +1,4 @@
-"""Real installations, each in a virtual environment of its own, seen by the real lm-eval.
+"""Real installations, each in a virtual environment of its own, used by the real lm-eval.
 
 The environments borrow the libraries of the running one; of lm-eval they get a copy with one
 built-in task folder, for scanning all of them takes seconds each time.
@@ -7,6 +7,7 @@ built-in task folder, for scanning all of them takes seconds each time.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -17,17 +18,36 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import yaml
+from reference_files import write_captions, write_numbers
+from tiny_models import save_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ["prh", "prh_align", "prh_align_color"]
+STATIC = ["prh", "prh_align", "prh_align_color"]
+REFERENCES = {
+    path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
+    for path in (ROOT / "references").glob("*.yaml")
+}
+OURS = sorted(
+    {
+        *STATIC,
+        *(f"prh_align_{name}" for name in REFERENCES),
+        *(f"prh_{kind}" for kind in REFERENCES.values()),
+    }
+)
 
-# Prints the names that a TaskManager knows of ours, and where their YAML files lie.
+# Prints the names that a TaskManager knows of ours, where the package lies, and where YAMLs do.
 LOOK = """
-import sys
+import importlib.util, sys
 from lm_eval.tasks import TaskManager
 manager = TaskManager(include_path=sys.argv[1:] or None)
 print(*(name for name in manager.all_tasks if name.startswith("prh")))
+package = importlib.util.find_spec("prh_eval")
+print(package and package.submodule_search_locations[0])
 for name in ("prh_align", "prh_align_color"):
     entry = manager.task_index.get(name)
     print(entry and entry.yaml_path.parent)
@@ -66,14 +86,28 @@ class Environment:
         (found,) = self.folder.glob("lib/python*/site-packages")
         return found
 
-    def run(self, *command: object, status: int = 0, **environment: str) -> str:
+    @property
+    def tasks(self) -> str:
+        """Where the package's own tasks lie once a TaskManager was made."""
+        (folder,) = self.folder.glob("cache/tasks/*/package")
+        return str(folder)
+
+    def run(
+        self, *command: object, status: int = 0, cwd: Path | None = None, **environment: str
+    ) -> str:
         """Run a program of this environment and return what it printed."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PRH_EVAL"))}
         path = os.pathsep.join((str(self.scripts), clean.get("PATH", "")))
         done = subprocess.run(
             [shutil.which(str(command[0]), path=path) or str(command[0]), *map(str, command[1:])],
-            cwd=self.folder,
-            env={**clean, "PATH": path, "VIRTUAL_ENV": str(self.folder), **environment},
+            cwd=cwd or self.folder,
+            env={
+                **clean,
+                "PATH": path,
+                "VIRTUAL_ENV": str(self.folder),
+                "PRH_EVAL_CACHE": str(self.folder / "cache"),
+                **environment,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -148,6 +182,11 @@ def bare(tmp_path_factory, libraries) -> Environment:
     return Environment(tmp_path_factory.mktemp("bare"), libraries)
 
 
+def listed_names(printed: str) -> set[str]:
+    """The first column of the tables that ``lm_eval ls`` prints."""
+    return {line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")}
+
+
 def contents(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -191,10 +230,10 @@ def test_without_the_package_lm_eval_knows_none_of_our_tasks(bare):
 
 def test_regular_install(regular):
     printed = regular.run("python", "-c", LOOK).splitlines()
-    inside = str(regular.site_packages / "prh_eval" / "resources_tasks")
-    assert printed == [" ".join(OURS), inside, inside]
+    package = str(regular.site_packages / "prh_eval")
+    assert printed == [" ".join(OURS), package, regular.tasks, regular.tasks]
     listed = regular.run("python", "-m", "lm_eval", "ls", "tasks")
-    assert all(f"|{name} " in listed for name in OURS)
+    assert set(OURS) <= listed_names(listed)
     regular.run("python", "-m", "lm_eval", "validate", "--tasks", "prh_align,prh_align_color,prh")
 
 
@@ -230,7 +269,8 @@ def test_editable_install_reads_the_checkout_and_leaves_nothing_behind(tmp_path,
     environment.install("--editable", ROOT)
     assert not (environment.site_packages / "prh_eval").exists()
     printed = environment.run("python", "-c", LOOK).splitlines()
-    assert printed == [" ".join(OURS), str(ROOT / "tasks"), str(ROOT / "tasks")]
+    package = str(ROOT / "prh_eval")
+    assert printed == [" ".join(OURS), package, environment.tasks, environment.tasks]
     pip = ("-m", "pip", "--python", environment.scripts / "python")
     environment.run(sys.executable, *pip, "uninstall", "--quiet", "--yes", "prh_eval")
     assert [entry.name for entry in environment.site_packages.iterdir()] == ["libraries.pth"]
@@ -245,8 +285,8 @@ def test_uv(tmp_path, libraries, wheel, editable):
     environment.run("uv", "pip", "install", *offline, *what)
     command = ("uv", "run", "--no-project", "--offline", "--no-config")
     printed = environment.run(*command, "python", "-c", LOOK).splitlines()
-    inside = environment.site_packages / "prh_eval" / "resources_tasks"
-    assert printed[:2] == [" ".join(OURS), str(ROOT / "tasks" if editable else inside)]
+    package = (ROOT if editable else environment.site_packages) / "prh_eval"
+    assert printed[:2] == [" ".join(OURS), str(package)]
 
 
 def test_editable_lm_eval(tmp_path, libraries, wheel):
@@ -276,11 +316,14 @@ def test_an_lm_eval_that_discovers_installed_tasks_registers_them_alone(regular,
     assert source.count("\n        if include_path:\n") == 1
     manager.write_text(source.replace("\n        if include_path:\n", DISCOVERY))
     inside = str(regular.site_packages / "prh_eval" / "resources_tasks")
-    for switch in ("0", "1"):  # the entry point alone, then with the hook
+    # The entry point alone, then with the hook, which adds the tasks of the references.
+    for switch, names in (("0", STATIC), ("1", OURS)):
         printed = regular.run(
             "python", "-c", LOOK, PYTHONPATH=str(tmp_path), PRH_EVAL_PLUGIN=switch
-        )
-        assert printed.splitlines() == [" ".join(OURS), inside, inside]  # and no warning
+        ).splitlines()
+        assert printed[0].split() == names
+        assert printed[2:4] == [inside, inside]
+        assert not any("prh_align" in line for line in printed[4:])  # no warning of a task
 
 
 def test_where_start_up_files_are_not_read_prh_eval_run_registers(regular):
@@ -295,7 +338,7 @@ def test_target_install_works_through_the_fallbacks(bare, tmp_path, wheel):
     bare.install("--target", target, wheel)
     assert bare.names(PYTHONPATH=target) == []
     folder = bare.run("python", "-m", "prh_eval", "tasks-path", PYTHONPATH=target).strip()
-    assert folder == str(Path(target, "prh_eval", "resources_tasks"))
+    assert Path(folder, "package") == Path(bare.tasks)
     assert bare.names(folder, PYTHONPATH=target) == OURS
     command = ("python", "-m", "prh_eval", "run", "ls", "tags")
     assert "|prh" in bare.run(*command, PYTHONPATH=target)
@@ -303,5 +346,115 @@ def test_target_install_works_through_the_fallbacks(bare, tmp_path, wheel):
 
 def test_the_prh_eval_script(regular):
     folder = regular.run("prh-eval", "tasks-path").strip()
-    assert folder == str(regular.site_packages / "prh_eval" / "resources_tasks")
+    assert Path(folder, "package") == Path(regular.tasks)
     assert "|prh" in regular.run("prh-eval", "run", "ls", "tags")
+
+
+# ------------------------------------------------------------------ one YAML is all it takes
+
+CAPTIONS = [f"the {i % 7} of {i} and {i * i % 11} with {i % 5}" for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def features(model: Path) -> np.ndarray:
+    """(n, layers, width): the model's own, from the model called directly."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    body = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    rows = []
+    with torch.no_grad():
+        for caption in CAPTIONS:
+            states = body(**tokenizer(caption, return_tensors="pt"), output_hidden_states=True)
+            rows.append(torch.cat([state.mean(dim=1) for state in states.hidden_states]))
+    return torch.stack(rows).numpy()
+
+
+@pytest.fixture
+def place(tmp_path: Path, features: np.ndarray) -> Path:
+    """A folder with ./references: the model itself, a table of two of its numbers, a mistake."""
+    folder = tmp_path / "references"
+    write_numbers(folder, "itself", features, CAPTIONS)
+    write_numbers(folder, "mistaken", features, CAPTIONS, famly="x")
+    numbers = "\n".join(f"{a!r},{b!r}" for a, b in features[:, -1, :2].astype(float).tolist())
+    (folder / "numbers.csv").write_text(f"a,b\n{numbers}\n")
+    content = yaml.safe_load((folder / "itself.yaml").read_text())
+    content |= {"kind": "values", "values": {"path": "numbers.csv", "columns": ["a", "b"]}}
+    del content["features"]
+    (folder / "two_numbers.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def scores(environment: Environment, model: Path, cwd: Path, *arguments: str, **variables: str):
+    """Run ``lm_eval run``; its results, and what it printed."""
+    printed = environment.run(
+        *("python", "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu"),
+        *("--model_args", f"pretrained={model},dtype=float32", "--output_path", "out"),
+        *arguments,
+        cwd=cwd,
+        **variables,
+    )
+    (path,) = (cwd / "out").rglob("results_*.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    shutil.rmtree(cwd / "out")
+    return found, printed
+
+
+def two_numbers_overlap(features: np.ndarray, k: int = 10) -> float:
+    """The best layer's mean overlap with the two numbers, neighbours found one by one."""
+    limit = np.sort(np.abs(features).ravel())[int(0.95 * features.size)]
+    clipped = features.astype(float).clip(-limit, limit)
+    clipped /= np.linalg.norm(clipped, axis=2, keepdims=True)
+    table = features[:, -1, :2].astype(float)
+
+    def nearest(rows: np.ndarray) -> list[set[int]]:
+        distance = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+        np.fill_diagonal(distance, np.inf)
+        return [set(row[:k]) for row in np.argsort(distance, axis=1)]
+
+    reference = nearest(table)
+    return max(
+        np.mean([len(a & b) / k for a, b in zip(nearest(layer), reference, strict=True)])
+        for layer in clipped.transpose(1, 0, 2)
+    )
+
+
+def test_a_file_in_the_working_folder_is_listed_and_scored(regular, place, model, features):
+    listed = regular.run("python", "-m", "lm_eval", "ls", "tasks", cwd=place)
+    names = listed_names(listed)
+    assert {"prh_align_itself", "prh_align_two_numbers", "prh_features", "prh_values"} <= names
+    assert "prh_align_mistaken" not in names
+    mistake = f"{place}/references/mistaken.yaml: unknown key 'famly'; did you mean 'family'?"
+    assert listed.count(mistake) == 1
+    tasks = ("prh_align_itself", "prh_align_two_numbers")
+    found, printed = scores(regular, model, place, "--tasks", ",".join(tasks))
+    assert printed.count(mistake) == 1
+    itself, numbers = (found["results"][task] for task in tasks)
+    assert itself["mnn,none"] == pytest.approx(1.0)
+    assert numbers["mnn,none"] == pytest.approx(two_numbers_overlap(features), abs=1e-6)
+    config = found["configs"]["prh_align_itself"]["metadata"]
+    assert config["prh_reference"] == "itself"
+    assert config["alignment"]["n"] == len(CAPTIONS)
+
+
+def test_a_file_named_in_the_metadata(regular, place, model):
+    metadata = json.dumps({"prh_reference": "references/itself.yaml", "prh_k": 4})
+    arguments = ("--tasks", "prh_align", "--metadata", metadata)
+    found, _ = scores(regular, model, place, *arguments)
+    assert found["results"]["prh_align"]["mnn,none"] == pytest.approx(1.0)
+    assert found["configs"]["prh_align"]["metadata"]["alignment"]["k"] == 4
+
+
+def test_a_folder_named_in_the_environment_and_a_tag(regular, place, model):
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    (place / "references" / "two_numbers.yaml").unlink()
+    write_captions(place / "references" / "captions.csv", CAPTIONS)
+    folders = {"PRH_EVAL_REFERENCES": os.pathsep.join((str(place / "references"), ""))}
+    found, _ = scores(regular, model, elsewhere, "--tasks", "prh_features", **folders)
+    assert found["results"]["prh_align_itself"]["mnn,none"] == pytest.approx(1.0)
+    listed = regular.run("python", "-m", "lm_eval", "ls", "tasks", cwd=elsewhere)
+    assert "prh_align_itself" not in listed_names(listed)

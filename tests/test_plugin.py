@@ -8,10 +8,16 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from reference_files import write_numbers
+
+from prh_eval.references.tasks import tasks_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-TASKS = str(ROOT / "tasks")
+STATIC = str(ROOT / "tasks")
+# Without -S the interpreter would run the hook of an installed prh_eval.
+LIBRARIES = [entry for entry in sys.path if any(Path(entry or ".").glob("*.dist-info"))]
 
 # What the hook relies on in lm_eval.tasks: the signature, include_path, task_index.
 HOST = """
@@ -35,7 +41,7 @@ class TaskManager:
         }
 """
 PLAIN = 'DISCOVERED = lambda defaults: ["/built-in"] * defaults\n'
-DISCOVERING = f'DISCOVERED = lambda defaults: ["/built-in"] * defaults + ["{TASKS}"]\n'
+DISCOVERING = f'DISCOVERED = lambda defaults: ["/built-in"] * defaults + ["{STATIC}"]\n'
 
 
 @pytest.fixture
@@ -47,11 +53,11 @@ def run(tmp_path: Path):
         package.mkdir(parents=True, exist_ok=True)
         (package.parent / "__init__.py").touch()
         (package / "__init__.py").write_text(host)
-        path = os.pathsep.join((str(tmp_path), str(folder)))
+        path = os.pathsep.join((str(tmp_path), str(folder), *LIBRARIES))
         done = subprocess.run(
             [sys.executable, "-S", "-c", textwrap.dedent(code)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, "PYTHONPATH": path, "PRH_EVAL_REFERENCES": "", **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -62,36 +68,53 @@ def run(tmp_path: Path):
     return run
 
 
-SETUP = "from prh_eval import _plugin; _plugin.install(); from lm_eval.tasks import TaskManager\n"
+@pytest.fixture
+def ours(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of all our tasks where there are no references but the package's."""
+    monkeypatch.setenv("PRH_EVAL_REFERENCES", "")
+    return str(tasks_folder())
+
+
+SETUP = (
+    "from pathlib import Path; from prh_eval import _plugin; _plugin.install(); "
+    "from lm_eval.tasks import TaskManager\n"
+)
 
 
 @pytest.mark.parametrize(
     ("arguments", "scanned", "own"),
     [
-        ("", ["/built-in", TASKS], None),
-        ("include_path=None", ["/built-in", TASKS], None),
-        ("include_path='/mine'", ["/built-in", TASKS, "/mine"], "/mine"),
-        ("None, '/mine'", ["/built-in", TASKS, "/mine"], "/mine"),
-        ("'INFO', ['/a', '/b']", ["/built-in", TASKS, "/a", "/b"], ["/a", "/b"]),
-        ("include_path=('/a', '/b')", ["/built-in", TASKS, "/a", "/b"], ("/a", "/b")),
-        ("include_path=Path('/mine')", ["/built-in", TASKS, "/mine"], Path("/mine")),
+        ("", ["/built-in", "OURS"], None),
+        ("include_path=None", ["/built-in", "OURS"], None),
+        ("include_path='/mine'", ["/built-in", "OURS", "/mine"], "/mine"),
+        ("None, '/mine'", ["/built-in", "OURS", "/mine"], "/mine"),
+        ("'INFO', ['/a', '/b']", ["/built-in", "OURS", "/a", "/b"], ["/a", "/b"]),
+        ("include_path=('/a', '/b')", ["/built-in", "OURS", "/a", "/b"], ("/a", "/b")),
+        ("include_path=Path('/mine')", ["/built-in", "OURS", "/mine"], Path("/mine")),
         ("include_path='/mine', include_defaults=False", ["/mine"], "/mine"),
         ("None, '/mine', False", ["/mine"], "/mine"),
-        (f"include_path='{TASKS}'", ["/built-in", TASKS], TASKS),
+        # What prh-eval tasks-path printed.
+        ("include_path='OURS'", ["/built-in", "OURS"], "OURS"),
+        ("include_path=['/a', 'OURS/.']", ["/built-in", "/a", "OURS/."], ["/a", "OURS/."]),
+        # Who shows lm-eval the package's own tasks is shown the others.
+        (f"include_path='{STATIC}'", ["/built-in", "OURS/references", STATIC], STATIC),
         (
-            f"include_path=['/a', '{TASKS}/../tasks']",
-            ["/built-in", "/a", f"{TASKS}/../tasks"],
-            ["/a", f"{TASKS}/../tasks"],
+            f"include_path=['/a', '{STATIC}/../tasks']",
+            ["/built-in", "OURS/references", "/a", f"{STATIC}/../tasks"],
+            ["/a", f"{STATIC}/../tasks"],
         ),
-        (f"include_path='{ROOT}'", ["/built-in", str(ROOT)], str(ROOT)),
+        (f"include_path='{ROOT}'", ["/built-in", "OURS/references", str(ROOT)], str(ROOT)),
     ],
 )
-def test_our_folder_stands_between_the_built_in_tasks_and_the_users(run, arguments, scanned, own):
+def test_our_folder_stands_between_the_built_in_tasks_and_the_users(
+    run, ours, arguments, scanned, own
+):
+    arguments = arguments.replace("OURS", ours)
     out, err = run(
-        f"from pathlib import Path, PosixPath, WindowsPath\n{SETUP}"
+        f"{SETUP}from pathlib import PosixPath, WindowsPath\n"
         f"manager = TaskManager({arguments})\nprint((manager.scanned, manager.include_path))"
     )
-    assert out == str((scanned, own))
+    assert out == str((scanned, own)).replace("OURS", ours)
     assert err == ""
 
 
@@ -102,17 +125,17 @@ def test_switch_turns_the_hook_off(run, value):
 
 
 @pytest.mark.parametrize("value", ["", "1", "on"])
-def test_other_values_of_the_switch_leave_it_on(run, value):
+def test_other_values_of_the_switch_leave_it_on(run, ours, value):
     out, _ = run(SETUP + "print(TaskManager().scanned)", PRH_EVAL_PLUGIN=value)
-    assert out == str(["/built-in", TASKS])
+    assert out == str(["/built-in", ours])
 
 
-def test_register_ignores_the_switch(run):
+def test_register_ignores_the_switch(run, ours):
     out, _ = run(SETUP + "_plugin.register(); print(TaskManager().scanned)", PRH_EVAL_PLUGIN="0")
-    assert out == str(["/built-in", TASKS])
+    assert out == str(["/built-in", ours])
 
 
-def test_a_host_that_is_imported_already_is_patched_at_once(run):
+def test_a_host_that_is_imported_already_is_patched_at_once(run, ours):
     out, _ = run(
         """
         from lm_eval.tasks import TaskManager
@@ -121,10 +144,10 @@ def test_a_host_that_is_imported_already_is_patched_at_once(run):
         print(TaskManager().scanned)
         """
     )
-    assert out == str(["/built-in", TASKS])
+    assert out == str(["/built-in", ours])
 
 
-def test_installing_twice_registers_once(run):
+def test_installing_twice_registers_once(run, ours):
     out, _ = run(
         f"""
         import sys
@@ -139,10 +162,10 @@ def test_installing_twice_registers_once(run):
         print(TaskManager().scanned)
         """
     )
-    assert out.replace("host imported\n", "") == "1\n" + str(["/built-in", TASKS])
+    assert out.replace("host imported\n", "") == "1\n" + str(["/built-in", ours])
 
 
-def test_looking_for_the_host_without_importing_it_does_not_use_the_hook_up(run):
+def test_looking_for_the_host_without_importing_it_does_not_use_the_hook_up(run, ours):
     out, _ = run(
         """
         import importlib.util, sys
@@ -154,10 +177,10 @@ def test_looking_for_the_host_without_importing_it_does_not_use_the_hook_up(run)
         print(type(spec.loader).__name__, TaskManager().scanned)
         """
     )
-    assert out == "SourceFileLoader " + str(["/built-in", TASKS])
+    assert out == "SourceFileLoader " + str(["/built-in", ours])
 
 
-def test_a_host_that_is_loaded_anew_is_patched_anew(run):
+def test_a_host_that_is_loaded_anew_is_patched_anew(run, ours):
     out, _ = run(
         SETUP
         + """
@@ -169,7 +192,7 @@ print(anew().scanned)
 print(importlib.reload(sys.modules["lm_eval.tasks"]).TaskManager().scanned)
 """
     )
-    assert out.replace("host imported\n", "") == "\n".join([str(["/built-in", TASKS])] * 2)
+    assert out.replace("host imported\n", "") == "\n".join([str(["/built-in", ours])] * 2)
 
 
 def test_the_signature_and_the_users_errors_stay_the_hosts_own(run):
@@ -191,7 +214,7 @@ except TypeError as error:
     assert err == ""
 
 
-def test_subclasses_are_served_too(run):
+def test_subclasses_are_served_too(run, ours):
     out, _ = run(
         SETUP
         + """
@@ -201,16 +224,74 @@ class Mine(TaskManager):
 print(Mine().scanned)
 """
     )
-    assert out == str(["/built-in", TASKS, "/mine"])
+    assert out == str(["/built-in", ours, "/mine"])
 
 
-def test_steps_aside_where_the_host_discovers_our_entry_point_itself(run):
+def test_adds_only_the_rest_where_the_host_discovers_our_entry_point_itself(run, ours):
     out, err = run(
         SETUP + "print(TaskManager().scanned, TaskManager(include_path='/mine').scanned)",
         host=DISCOVERING + HOST,
     )
-    assert out == f"{['/built-in', TASKS]} {['/built-in', TASKS, '/mine']}"
+    found = ["/built-in", STATIC, f"{ours}/references"]
+    assert out == f"{found} {[*found, '/mine']}"
     assert err == ""
+
+
+LIST = """
+for _ in range(3):
+    manager = TaskManager()
+print(*sorted(path.stem for path in map(Path, manager.task_index)))
+"""
+
+
+def test_a_reference_file_in_the_working_folder_is_a_task(run, tmp_path):
+    write_numbers(tmp_path / "references", "mine", np.eye(5))
+    out, err = run(SETUP + LIST)
+    assert {"prh_align_mine", "prh_align_cielab", "prh_align_color"} <= set(out.split())
+    assert err == ""
+
+
+def test_a_broken_reference_file_is_one_line_however_many_task_managers(run, tmp_path):
+    write_numbers(tmp_path / "references", "mine", np.eye(5))
+    write_numbers(tmp_path / "references", "bad", np.eye(5), kind="featurs")
+    out, err = run(SETUP + LIST)
+    assert "prh_align_mine" in out.split() and "prh_align_bad" not in out.split()
+    assert err.count("\n") == 1
+    assert f"{tmp_path}/references/bad.yaml: the key 'kind' is 'featurs'; did you mean" in err
+
+
+@pytest.mark.parametrize(
+    ("breaking", "reason"),
+    [
+        ("sys.modules['pydantic'] = None", "pydantic"),
+        ("sys.modules['yaml'] = None", "yaml"),
+        (
+            "import prh_eval.references.tasks as t; t.valid_references = lambda: 1 / 0",
+            "ZeroDivisionError: division by zero",
+        ),
+    ],
+)
+@pytest.mark.parametrize("shown", [False, True])
+def test_without_the_tasks_of_references_the_packages_own_are_there(run, breaking, reason, shown):
+    out, err = run(
+        f"import sys\n{breaking}\n{SETUP}for _ in range(3):\n    manager = TaskManager()\n"
+        "print(manager.scanned)",
+        host=(DISCOVERING if shown else PLAIN) + HOST,
+    )
+    assert out == str(["/built-in", STATIC])
+    assert err.count("\n") == 1
+    assert err.startswith("prh-eval: warning: tasks of reference files not registered with lm-eval")
+    assert reason in err
+
+
+def test_without_a_cache_folder_the_tasks_are_there_all_the_same(run, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "temporary").mkdir()
+    places = {"PRH_EVAL_CACHE": f"{tmp_path}/file/x", "TMPDIR": f"{tmp_path}/temporary"}
+    out, err = run(SETUP + LIST, **places)
+    assert "prh_align_cielab" in out.split()
+    assert err == ""
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 @pytest.mark.parametrize(

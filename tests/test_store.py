@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from prh_eval import store
 from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.resources import cache_folder
 from prh_eval.store import (
     ArtifactError,
     GraphArtifact,
@@ -307,6 +308,6 @@ def test_fingerprints_tell_values_apart(a: Any, b: Any) -> None:
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PRH_EVAL_CACHE", str(tmp_path))
-    assert store.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("PRH_EVAL_CACHE")
-    assert "prh_eval" in store.cache_folder().parts
+    assert "prh_eval" in cache_folder().parts

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from prh_eval.colors import cielab
-from prh_eval.pairs import EmbeddedPairs, load_pairs
+from prh_eval.pairs.load import load_pairs
+from prh_eval.schema import EmbeddedPairs
 
 # The colour difference, in CIELAB units, at which a partner is e^(-1/2) times as likely as one
 # that looks the same.
@@ -50,7 +51,8 @@ def coloured_world() -> ColouredWorld:
     """The world of the xkcd colour survey: the colours that ``prh_align_color`` asks about."""
     pairs = load_pairs(EmbeddedPairs(kind="embedded", name="xkcd_colors"))
     assert pairs.targets is not None  # these pairs have colours, not images
-    return ColouredWorld(pairs.captions, partner_probabilities(cielab(pairs.targets)))
+    names = tuple(name for (name,) in pairs.captions)
+    return ColouredWorld(names, partner_probabilities(cielab(pairs.targets)))
 
 
 def partner_probabilities(lab: Tensor) -> Tensor:

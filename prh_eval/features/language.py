@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.features.batching import Plan, pad, tokenize
 from prh_eval.features.language_body import body, context_length, embedding_rows, input_device
+from prh_eval.features.parts import Parts, resumed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +61,7 @@ def language_features(
     world_size: int = 1,
     all_gather: Callable[[Tensor], Tensor] | None = None,
     progress: bool = True,
+    parts: Parts | None = None,
 ) -> LanguageFeatures:
     """Run a language model over captions and pool every hidden state over each caption's tokens.
 
@@ -85,6 +87,8 @@ def language_features(
         all_gather: Concatenates equal-shaped tensors of all processes along the first dimension;
             needed where ``world_size`` > 1.
         progress: Show a progress bar, in process 0.
+        parts: Where batches are kept once they are run, in one process only; those that are there
+            are read instead, whatever their size.
 
     Returns:
         The features of all n captions, in their order.
@@ -93,7 +97,8 @@ def language_features(
         PrhEvalError: If the model gives no hidden states, an adapter would be dropped, a caption
             has no token, token ids and model disagree, the pooling is unknown, or one caption
             alone does not fit in memory under "auto".
-        ValueError: If a batch size is below 1, or ``all_gather`` is missing.
+        ValueError: If a batch size is below 1, ``all_gather`` is missing, or ``parts`` are given to
+            several processes.
     """
     if pooling not in POOLINGS:
         raise PrhEvalError(f"pooling {pooling!r} is unknown: {suggestion(pooling, POOLINGS)}")
@@ -101,6 +106,8 @@ def language_features(
         raise ValueError(f"batch size {batch_size} (at most {max_batch_size}) is below 1")
     if world_size > 1 and all_gather is None:
         raise ValueError(f"all_gather is needed for {world_size} processes")
+    if world_size > 1 and parts is not None:
+        raise ValueError(f"parts are for one process, not {world_size}")
 
     part = body(model)
     rows = embedding_rows(part)
@@ -133,6 +140,11 @@ def language_features(
                 batch_size = int(all_gather(torch.tensor([batch_size], device=device)).min())
         plan = Plan(len(tokens.sequences), batch_size, world_size)
         batches = plan.share(rank)
+        pieces: Iterable[list[Tensor]]
+        if parts is None:
+            pieces = (run([tokens.sequences[i] for i in batch]) for batch in batches)
+        else:
+            pieces = resumed(run, tokens.sequences, batch_size, parts)
         kept: list[Tensor] = []
         filled = 0
         with tqdm(
@@ -141,14 +153,14 @@ def language_features(
             unit="caption",
             disable=not progress or rank != 0,
         ) as bar:
-            for batch in batches:
-                pooled = run([tokens.sequences[i] for i in batch])
+            for pooled in pieces:
                 if not kept:
                     kept = [torch.zeros(plan.rows, layer.shape[1]) for layer in pooled]
+                stop = filled + len(pooled[0])
                 for rows_of_layer, layer in zip(kept, pooled, strict=True):
-                    rows_of_layer[filled : filled + len(batch)] = layer
-                filled += len(batch)
-                bar.update(len(batch))
+                    rows_of_layer[filled:stop] = layer
+                bar.update(stop - filled)
+                filled = stop
 
     row = plan.positions()[tokens.index]
     layers = []

@@ -1,216 +1,228 @@
-"""Pooled hidden states of an image encoder, one tensor per block."""
+"""Features of images: an encoder as its reference describes it, and its layers on many images."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from tqdm import tqdm
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.hub import is_folder, load_error, missing_folder
+from prh_eval.features.loading import check_remote_code
+from prh_eval.schema import VisionEncoder
 
-# transformers takes seconds to import, and a cached reference needs none of it.
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from prh_eval.features.parts import Parts
 
 logger = logging.getLogger(__name__)
 
-Token = Literal["class", "mean"]
-Norm = Literal["before", "after"]
-DType = Literal["float32", "bfloat16", "float16"]
-
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+_PART = 256  # images that a killed run loses at most
+_AHEAD = 2  # batches that are prepared before they are due
 
 
-class Preprocessing(BaseModel):
-    """How an image becomes the encoder's input.
+class VisionModel(ABC):
+    """An image encoder as a reference's file describes it: an image in, one row a layer out.
 
-    The image is converted to RGB as Pillow does (what timm's data sets do too; transparency is
-    dropped), its shorter side resized, the centre square cropped, values divided by 255, mean and
-    deviation applied in float32. Sizes round as in torchvision, so for RGB images the result is
-    that of torchvision's Resize, CenterCrop, ToTensor and Normalize on a Pillow image, for every
-    release of Pillow that resamples rows first (11 does; 13 chooses by the image's shape).
+    Attributes:
+        commit: The hub commit of its weights, where it is known.
+        parameters: Number of its parameters; of the vision part where there are others.
+        input: How an image becomes its input, in full, in JSON values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    commit: str | None
+    parameters: int
+    input: dict[str, Any]
 
-    resize: int = Field(gt=0, description="length of the shorter side, in pixels")
-    crop: int = Field(gt=0, description="side of the centre square, in pixels")
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field(
-        description="Pillow's filter; it averages over the pixels that fall into one (antialias)"
-    )
-    mean: tuple[float, float, float] = Field(description="subtracted from red, green, blue in 0..1")
-    std: tuple[float, float, float] = Field(description="then divided by")
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where it computes."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Preprocessing:
-        if self.crop > self.resize:
-            raise ValueError(f"crop ({self.crop}) should be at most resize ({self.resize})")
-        if min(self.std) <= 0:
-            raise ValueError("std should hold positive numbers")
-        return self
+    @abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Move it to another device."""
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Prepare one image.
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Tensor:
+        """One image as its input: float32, shape (3, height, width), on the CPU; thread-safe."""
+
+    @abstractmethod
+    def read(self, pixels: Tensor) -> list[Tensor]:
+        """The layers of prepared images.
+
+        Args:
+            pixels: float32, shape (b, 3, height, width).
 
         Returns:
-            float32, shape (3, crop, crop).
+            One float32 tensor of shape (b, width) on the CPU for each layer, in order.
+
+        Raises:
+            PrhEvalError: If it cannot take images of this size, or does not have what its
+                reference asks for.
         """
-        image = image.convert("RGB")
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-        longer = int(self.resize * long / short)
-        size = (self.resize, longer) if width <= height else (longer, self.resize)
-        # Rows before columns: Pillow rounds in between, and from release to release it does not
-        # choose the same order itself.
-        resampling = Image.Resampling[self.interpolation.upper()]
-        image = image.resize((size[0], height), resampling).resize(size, resampling)
-        # Python's round, half to even, as in torchvision's center_crop.
-        left, top = (round((side - self.crop) / 2.0) for side in size)
-        image = image.crop((left, top, left + self.crop, top + self.crop))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(torch.float32) / 255
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
 
 
-def load_vision_model(
-    path: str, *, revision: str | None = None, dtype: DType = "float32"
-) -> PreTrainedModel:
-    """Load an image encoder through transformers; code in its repository is never run.
+def load_vision_model(encoder: VisionEncoder, *, trust_remote_code: bool = False) -> VisionModel:
+    """Load an image encoder.
 
     Args:
-        path: Hub id or local folder.
-        revision: Branch, tag or commit; None is the hub's default branch.
-        dtype: What it computes in.
+        encoder: What a reference's file says about it.
+        trust_remote_code: Whether the person at the command line allows code from the encoder's
+            repository; it is run only if the file asks for it too.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
-        PrhEvalError: If it cannot be found, reached or read.
+        PrhEvalError: If it cannot be found, reached or read, asks for code that is not allowed,
+            or does not have the layers, token or preprocessing that the file asks for.
     """
-    from transformers import AutoModel
+    # Their libraries take seconds to import, and a cached reference needs none of them.
+    if encoder.loader == "timm":
+        from prh_eval.features.vision_timm import load_timm
 
-    at = f" (revision {revision!r})" if revision else ""
-    what = f"the encoder {path!r}{at}"
-    if is_folder(path):
-        if not Path(path).expanduser().is_dir():
-            raise missing_folder(what, path)
-        path = str(Path(path).expanduser())
-    try:
-        model = AutoModel.from_pretrained(path, revision=revision, trust_remote_code=False)
-    # Any failure here comes from the person's path, revision or network, whatever its class.
-    except Exception as error:
-        raise load_error(what, error) from error
-    loaded: PreTrainedModel = model.to(getattr(torch, dtype)).eval()
-    return loaded
+        return load_timm(encoder)
+    from prh_eval.features.vision_transformers import load_transformers
+
+    check_remote_code(encoder, trust_remote_code)
+    return load_transformers(encoder)
 
 
 def vision_features(
-    model: PreTrainedModel,
+    model: VisionModel,
     images: Sequence[Image.Image],
     *,
-    preprocessing: Preprocessing,
-    token: Token = "class",
-    norm: Norm = "before",
     batch_size: int = 8,
+    workers: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
+    parts: Parts | None = None,
 ) -> list[Tensor]:
-    """Read every block of an image encoder.
+    """Read the layers of an image encoder on many images.
 
     Args:
-        model: A transformers encoder that takes ``pixel_values`` and gives hidden states.
-        images: n images; each is taken from the sequence once, when its batch is due.
-        preprocessing: How an image becomes the model's input.
-        token: ``class``: the class token; ``mean``: the mean over the patch tokens.
-        norm: ``before``: the output of each block as it is; ``after``: the last one behind the
-            model's final norm, the others as they are.
+        model: The encoder.
+        images: n images, taken by position, each once, by several threads at a time.
         batch_size: Images at once; halved, down to 1, when memory runs out.
+        workers: Threads that decode and prepare images ahead of the encoder; 0 for none beside
+            this one; by default one a processor, at most 8.
         device: Where to compute; by default where the model is.
         progress: Whether to show a progress bar.
+        parts: Where finished pieces of 256 images are kept, and those of an earlier run are found.
 
     Returns:
-        One float32 tensor of shape (n, width) on the CPU for each block, in order; the embedding
-        output is not among them.
+        One float32 tensor of shape (n, width) on the CPU for each layer, in order; the same
+        whether or not a part of it was found in ``parts``.
 
     Raises:
-        PrhEvalError: If the model gives no hidden states of tokens, has no class token though one
-            is asked for, cannot take this input, or one image does not fit into memory.
+        PrhEvalError: If an image cannot be read, the encoder does not have what its reference asks
+            for, or one image does not fit into memory.
     """
+    if device is not None:
+        model.to(device)
+    found: dict[int, list[Tensor]] = {}
+    missing: list[range] = []
+    for start in range(0, len(images), _PART):
+        rows = range(start, min(start + _PART, len(images)))
+        part = None if parts is None else parts.read(start)
+        if part is not None and all(len(layer) == len(rows) for layer in part):
+            found[start] = part
+        else:
+            missing.append(rows)
+    positions = [position for rows in missing for position in rows]
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    prepared = _prepared(model, images, positions, workers, _AHEAD * batch_size)
+    total, done = len(images), len(images) - len(positions)
+    with tqdm(total=total, initial=done, desc="images", unit="image", disable=not progress) as bar:
+        try:
+            for rows in missing:
+                found[rows.start], batch_size = _read(
+                    model, islice(prepared, len(rows)), batch_size, bar
+                )
+                if parts is not None:
+                    parts.write(rows.start, found[rows.start])
+        finally:
+            prepared.close()
+    pieces = [found[start] for start in sorted(found)]
+    return [torch.cat(layer) for layer in zip(*pieces, strict=True)]
+
+
+def _read(
+    model: VisionModel, prepared: Iterator[Tensor], batch_size: int, bar: tqdm[Any]
+) -> tuple[list[Tensor], int]:
+    """The layers of prepared images, and the batch size that fitted into memory."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    if device is not None:
-        model.to(device)  # type: ignore[arg-type]
-    prefix = _prefix_tokens(model, token)
     batches: list[list[Tensor]] = []
-    start = 0
-    with tqdm(total=len(images), desc="images", unit="image", disable=not progress) as bar:
-        while start < len(images):
-            stop = min(start + batch_size, len(images))
-            try:
-                pixels = torch.stack([preprocessing(images[i]) for i in range(start, stop)])
-                batches.append(_pool(_states(model, pixels, norm), token, prefix))
-            except (RuntimeError, MemoryError) as error:
-                if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-                    raise
-                if batch_size == 1:
-                    raise PrhEvalError(
-                        f"one image of {preprocessing.crop} x {preprocessing.crop} pixels does not "
-                        f"fit into the memory of {model.device}; use another device"
-                    ) from error
-                batch_size = math.ceil(batch_size / 2)
-                logger.warning("out of memory on %s: batches of %d now", model.device, batch_size)
-                clear_device_cache(garbage_collection=True)
-                continue
-            bar.update(stop - start)
-            start = stop
-    return [torch.cat(layer) for layer in zip(*batches, strict=True)]
-
-
-def _states(model: PreTrainedModel, pixels: Tensor, norm: Norm) -> list[Tensor]:
-    """The hidden states after every block, each (images, tokens, width)."""
-    pixels = pixels.to(model.device, model.dtype)
-    name = type(model).__name__
-    # cuDNN would otherwise round the patch embedding's float32 input to TF32.
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    waiting: list[Tensor] = []
+    while True:
+        waiting += islice(prepared, max(0, batch_size - len(waiting)))
+        if not waiting:
+            return [torch.cat(layer) for layer in zip(*batches, strict=True)], batch_size
+        batch = waiting[:batch_size]
         try:
-            output = model(pixel_values=pixels, output_hidden_states=True)
-        except (TypeError, ValueError) as error:
-            raise PrhEvalError(f"the encoder {name} cannot take these images: {error}") from error
-    states = getattr(output, "hidden_states", None) or ()
-    blocks = [state for state in states[1:] if state.ndim == 3]
-    if not blocks or len(blocks) != len(states) - 1:
+            batches.append(model.read(_stack(batch)))
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            if batch_size == 1:
+                height, width = batch[0].shape[1:]
+                raise PrhEvalError(
+                    f"one image of {height} x {width} pixels does not fit into the memory of "
+                    f"{model.device}; use another device"
+                ) from error
+            batch_size = math.ceil(batch_size / 2)
+            logger.warning("out of memory on %s: batches of %d now", model.device, batch_size)
+            clear_device_cache(garbage_collection=True)
+            continue
+        del waiting[: len(batch)]
+        bar.update(len(batch))
+
+
+def _stack(batch: list[Tensor]) -> Tensor:
+    shapes = {tuple(pixels.shape) for pixels in batch}
+    if len(shapes) > 1:
+        one, other, *_ = sorted(shapes)
         raise PrhEvalError(
-            f"the encoder {name} gives no hidden states of shape (images, tokens, width); "
-            "choose a vision transformer"
+            f"the encoder's own processor gives images of different shapes, {one} and {other}; "
+            "'preprocessing' should be explicit, with one size for all"
         )
-    if norm == "after":
-        blocks[-1] = output.last_hidden_state
-    return blocks
+    return torch.stack(batch)
 
 
-def _pool(blocks: list[Tensor], token: Token, prefix: int) -> list[Tensor]:
-    if token == "class":
-        return [state[:, 0].float().cpu() for state in blocks]
-    return [state[:, prefix:].float().mean(dim=1).cpu() for state in blocks]
+def _prepared(
+    model: VisionModel,
+    images: Sequence[Image.Image],
+    positions: Sequence[int],
+    workers: int,
+    ahead: int,
+) -> Generator[Tensor, None, None]:
+    """The images at these positions as the model's input, in order, prepared ahead by threads."""
 
+    def one(position: int) -> Tensor:
+        return model.prepare(images[position])
 
-def _prefix_tokens(model: PreTrainedModel, token: Token) -> int:
-    """How many tokens stand before the patches: the class token and registers."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
-    has_class = not names.isdisjoint(_CLASS_TOKENS)
-    if token == "class" and not has_class:
-        raise PrhEvalError(
-            f"the encoder {type(model).__name__} has no class token; 'token' should be 'mean'"
-        )
-    return int(has_class) + int(getattr(model.config, "num_register_tokens", 0))
+    if workers == 0:
+        yield from map(one, positions)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prh_eval-images")
+    queue: deque[Future[Tensor]] = deque()
+    try:
+        for position in positions:
+            queue.append(pool.submit(one, position))
+            if len(queue) > workers + ahead:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

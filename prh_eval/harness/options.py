@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from prh_eval.alignment.metrics import METRICS, metric
-from prh_eval.alignment.preprocess import PROTOCOLS, protocol
+from prh_eval.alignment.metrics import METRICS
+from prh_eval.alignment.preprocess import PROTOCOLS
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.features.language import Pooling
+from prh_eval.validation import mistake
 
 # lm-eval merges --model_args into the metadata of every task, so our keys carry a prefix.
 PREFIX = "prh_"
@@ -28,7 +29,11 @@ class TaskOptions(BaseModel):
     pooling: Pooling = Field(
         "mean", description="Over a caption's tokens: their mean, or the last one."
     )
-    caption: int = Field(0, ge=0, description="Which caption, where an item has several.")
+    caption: int | Literal["mean"] = Field(
+        0,
+        description="Which caption, from 0, where an item has several; or mean, the mean of the "
+        "features of all of them.",
+    )
     bits_per_byte: bool = Field(
         False, description="Also report the captions' bits per byte; needs the vocabulary head."
     )
@@ -36,14 +41,31 @@ class TaskOptions(BaseModel):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, name: str) -> str:
-        metric(name)
+        if name not in METRICS:
+            raise ValueError(suggestion(name, METRICS))
         return name
 
     @field_validator("protocol")
     @classmethod
     def _known_protocol(cls, name: str) -> str:
-        protocol(name)
+        if name not in PROTOCOLS:
+            raise ValueError(suggestion(name, PROTOCOLS))
         return name
+
+    @field_validator("caption", mode="before")
+    @classmethod
+    def _caption(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not number and value != "mean":
+            raise ValueError("it should be the number of a caption, from 0, or mean")
+        return value
+
+    @property
+    def filter(self) -> str:
+        """What lm-eval calls a filter: the part of a score's name that says which captions."""
+        if self.caption == "mean":
+            return "mean_over_captions"
+        return f"caption_{self.caption}" if self.caption else "none"
 
     def as_metadata(self) -> dict[str, Any]:
         """The same settings as metadata keys."""
@@ -64,24 +86,7 @@ def parse_options(metadata: Mapping[str, Any], task: str) -> TaskOptions:
         PrhEvalError: On an unknown key, a wrong type or a value out of range.
     """
     ours = {key[len(PREFIX) :]: value for key, value in metadata.items() if key.startswith(PREFIX)}
-    for name in ours:
-        if name not in TaskOptions.model_fields:
-            known = [PREFIX + field for field in TaskOptions.model_fields]
-            raise PrhEvalError(
-                f"task {task}: unknown option {PREFIX + name!r}; {suggestion(PREFIX + name, known)}"
-            )
     try:
         return TaskOptions.model_validate(ours)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = PREFIX + ".".join(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise PrhEvalError(f"task {task}: option {name!r} is missing in its metadata") from None
-        given = first["input"]
-        raise PrhEvalError(
-            f"task {task}: option {name!r} is {given!r}; {_lower(first['msg'])}"
-        ) from None
-
-
-def _lower(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]
+        raise PrhEvalError(f"task {task}: {mistake(error, TaskOptions, PREFIX)}") from None

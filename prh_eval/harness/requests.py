@@ -18,31 +18,38 @@ from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import preprocess, protocol, validate_features
 from prh_eval.errors import PrhEvalError
+from prh_eval.features.captions import mean_over_items
 from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprint
 from prh_eval.features.language import LanguageFeatures, Pooling, language_features
 from prh_eval.features.language_body import body
-from prh_eval.store import GraphArtifact, cache_folder, fingerprint, save_artifact
+from prh_eval.hub import cached_commit
+from prh_eval.resources import cache_folder
+from prh_eval.store import GraphArtifact, fingerprint, save_artifact
 
 REQUEST_TYPE = "prh_neighbor_graphs"
 
-# Graphs are kept for neighbourhoods up to this size, so that curves over k need no second run.
-GRAPH_K = 100
+# The captions that are read of every item, in the order of the items.
+Corpus = list[tuple[str, ...]]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """What decides a caption's row in a graph: the data it is ranked among and how it is read.
+    """What decides an item's row in a graph: the items it is ranked among and how it is read.
 
     Attributes:
-        pairs: Fingerprint of the paired items, in order; captions are ranked among these only.
+        data: Name of the paired data, for the record.
+        items: Fingerprint of the paired items, in order; they are ranked among these only.
+        captions: Fingerprint of the captions that are read of them.
         pooling: Over a caption's tokens.
         protocol: Name of the preprocessing protocol.
         graph_k: Largest neighbourhood size the graph must answer for.
     """
 
-    pairs: str
+    data: str
+    items: str
+    captions: str
     pooling: Pooling
     protocol: str
     graph_k: int
@@ -50,7 +57,7 @@ class CaptionSettings:
 
 @dataclass(frozen=True)
 class CaptionNeighbors:
-    """The response to one request: a caption's position in the graphs shared by all of them.
+    """The response to one request: an item's position in the graphs shared by all of them.
 
     It prints as one short line, since lm-eval logs every response.
     """
@@ -70,28 +77,33 @@ class CaptionNeighbors:
 
 @dataclass(frozen=True)
 class _Request:
-    """One caption as it travels between processes."""
+    """One item's captions as they travel between processes."""
 
     settings: CaptionSettings
     position: int
-    caption: str
+    captions: tuple[str, ...]
 
 
-def caption_request(doc: dict[str, Any], settings: CaptionSettings, **kwargs: Any) -> Instance:
-    """The lm-eval request for one caption.
+def caption_request(
+    doc: dict[str, Any], captions: Sequence[str], settings: CaptionSettings, **kwargs: Any
+) -> Instance:
+    """The lm-eval request for one item.
 
     Args:
-        doc: The document; its ``caption`` is read.
-        settings: Shared by all captions that are ranked together.
+        doc: The document.
+        captions: Its captions that are read; the item's features are the mean of theirs.
+        settings: Shared by all items that are ranked together.
         **kwargs: lm-eval's own fields of an Instance (``metadata``).
 
     Returns:
-        An Instance whose arguments are the caption and the settings as a plain dict.
+        An Instance whose arguments are the first caption (lm-eval wants a string there), the
+        settings as a plain dict, and all captions where there are several.
     """
+    first, *others = captions
     return Instance(
         request_type=REQUEST_TYPE,
         doc=doc,
-        arguments=(doc["caption"], vars(settings)),
+        arguments=(first, vars(settings), *([list(captions)] if others else [])),
         idx=0,
         **kwargs,
     )
@@ -118,10 +130,7 @@ def neighbor_graphs(
         PrhEvalError: Where the model cannot give hidden states, or gives unusable ones.
     """
     _check_backend(lm)
-    mine = [
-        _Request(CaptionSettings(**request.args[1]), int(request.doc_id or 0), request.args[0])
-        for request in requests
-    ]
+    mine = [_request(instance) for instance in requests]
     everyones = mine if lm.world_size <= 1 else _from_all_ranks(mine)
     corpora = _corpora(everyones)
     graphs = _graphs(lm, corpora, progress=not disable_tqdm)
@@ -131,6 +140,12 @@ def neighbor_graphs(
 def register() -> None:
     """Give every lm-eval model class the method; lm-eval calls it by the request's type."""
     setattr(LM, REQUEST_TYPE, neighbor_graphs)
+
+
+def _request(instance: Instance) -> _Request:
+    first, settings, *several = instance.args
+    captions = tuple(several[0]) if several else (first,)
+    return _Request(CaptionSettings(**settings), int(instance.doc_id or 0), captions)
 
 
 def _check_backend(lm: LM) -> None:
@@ -157,11 +172,11 @@ def _from_all_ranks(mine: list[_Request]) -> list[_Request]:
     return [request for share in gathered for request in share]
 
 
-def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, list[str]]:
-    """The captions of each setting in the order of their items; lm-eval's padding drops out."""
-    found: dict[CaptionSettings, dict[int, str]] = {}
+def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, Corpus]:
+    """The items of each setting in their order; lm-eval's padding drops out."""
+    found: dict[CaptionSettings, dict[int, tuple[str, ...]]] = {}
     for request in requests:
-        found.setdefault(request.settings, {})[request.position] = request.caption
+        found.setdefault(request.settings, {})[request.position] = request.captions
     ordered = sorted(found.items(), key=lambda entry: repr(entry[0]))
     return {
         settings: [captions[position] for position in range(len(captions))]
@@ -170,35 +185,42 @@ def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, list[str]]:
 
 
 def _graphs(
-    lm: LM, corpora: dict[CaptionSettings, list[str]], *, progress: bool
+    lm: LM, corpora: dict[CaptionSettings, Corpus], *, progress: bool
 ) -> dict[CaptionSettings, GraphArtifact]:
     model_header = _model_header(lm)
     keys = {
-        settings: _cache_key(model_header, settings, captions)
-        for settings, captions in corpora.items()
+        settings: _cache_key(model_header, settings, corpus) for settings, corpus in corpora.items()
     }
     graphs = _cached(lm, keys)
     missing = {settings: corpora[settings] for settings in corpora if settings not in graphs}
     for pooling in sorted({settings.pooling for settings in missing}):
-        group = {s: captions for s, captions in missing.items() if s.pooling == pooling}
+        group = {s: corpus for s, corpus in missing.items() if s.pooling == pooling}
         # One pass over the captions of all tasks; each distinct one is run once.
-        everything = [caption for captions in group.values() for caption in captions]
+        everything = [caption for c in group.values() for captions in c for caption in captions]
         features = _features(lm, everything, pooling, progress=progress)
         start = 0
-        for settings, captions in group.items():
-            stop = start + len(captions)
+        for settings, corpus in group.items():
+            counts = [len(captions) for captions in corpus]
+            stop = start + sum(counts)
             header = {
                 **model_header,
-                **vars(settings),
                 "kind": "language model",
-                "items": len(captions),
+                "pairs": {
+                    "name": settings.data,
+                    "n": len(corpus),
+                    "items": settings.items,
+                    "captions": settings.captions,
+                },
+                "pooling": settings.pooling,
+                "protocol": settings.protocol,
+                "graph_k": settings.graph_k,
                 "truncated_captions": sum(start <= cut < stop for cut in features.truncated),
                 "batch_size": features.batch_size,
                 "prh_eval": __version__,
             }
-            graph = _graph([layer[start:stop] for layer in features.layers], settings)
+            layers = mean_over_items([layer[start:stop] for layer in features.layers], counts)
             start = stop
-            graphs[settings] = GraphArtifact(graph, header)
+            graphs[settings] = GraphArtifact(_graph(layers, settings), header)
             _keep(lm, keys[settings], graphs[settings])
     return graphs
 
@@ -244,10 +266,11 @@ def _model_header(lm: Any) -> dict[str, Any]:
     model = lm.model
     name = lm.pretrained if isinstance(lm.pretrained, str) else model.config._name_or_path
     return {
+        "graph_version": GRAPH_VERSION,
         "model": name,
         "model_class": type(model).__name__,
         "revision": lm.revision,
-        "commit": getattr(model.config, "_commit_hash", None),
+        "commit": cached_commit(name, lm.revision),
         "peft": lm.peft,
         "delta": lm.delta,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -260,16 +283,16 @@ def _model_header(lm: Any) -> dict[str, Any]:
     }
 
 
-def _cache_key(
-    header: dict[str, Any], settings: CaptionSettings, captions: list[str]
-) -> str | None:
+def _cache_key(header: dict[str, Any], settings: CaptionSettings, corpus: Corpus) -> str | None:
     """What identifies a graph; None where the weights cannot be read and so not be told apart."""
     if header["weights"] is None:
         return None
     decisive = ("weights", "tokenizer", "model_class", "dtype", "mixed_precision")
     context = ("max_length", "add_bos_token")
     identity = {name: header[name] for name in (*decisive, *context)}
-    return fingerprint([REQUEST_TYPE, GRAPH_VERSION, identity, vars(settings), captions])
+    # The data's name moves no graph, and a folder may be moved.
+    chosen = {name: value for name, value in vars(settings).items() if name != "data"}
+    return fingerprint([REQUEST_TYPE, GRAPH_VERSION, identity, chosen, corpus])
 
 
 def _cached(

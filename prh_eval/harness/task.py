@@ -9,25 +9,34 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
+import datasets
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import bits_per_byte
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 
 from prh_eval import __version__
+from prh_eval.alignment.graph import GRAPH_K
 from prh_eval.alignment.layers import Alignment, align
 from prh_eval.errors import PrhEvalError, show_without_traceback
 from prh_eval.harness import requests
 from prh_eval.harness.options import parse_options
 from prh_eval.harness.requests import CaptionNeighbors, CaptionSettings
-from prh_eval.pairs import PairedDataset, load_pairs
-from prh_eval.references import load_reference, reference_artifact
+from prh_eval.pairs.dataset import PairedDataset
+from prh_eval.pairs.load import load_pairs
+from prh_eval.references.build import reference_artifact
+from prh_eval.references.registry import load_reference
+from prh_eval.schema import PairsSpec
 from prh_eval.store import GraphArtifact
 
 log = logging.getLogger(__name__)
 
 requests.register()
 show_without_traceback()
+
+if logging.getLogger("lm_eval").handlers:
+    # Its command line shows its own remarks only; why a reference is built should be among them.
+    logging.getLogger("prh_eval").parent = logging.getLogger("lm_eval")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -74,6 +83,7 @@ class AlignmentTask(Task):
         self.options = parse_options(metadata, name)
         self.reference = load_reference(self.options.reference)
         self.VERSION = metadata.get("version", 0)
+        self._trust_remote_code = _trusts_remote_code(metadata)
         metadata.update(self.options.as_metadata())
         known = {field: value for field, value in config.items() if field != "class"}
         try:
@@ -87,7 +97,7 @@ class AlignmentTask(Task):
             {"metric": metric} if better is None else {"metric": metric, "higher_is_better": better}
             for metric, (_, better) in self._metrics.items()
         ]
-        for field, value in self.reference.pairs.lm_eval_fields().items():
+        for field, value in _data_fields(self.reference.pairs).items():
             setattr(self._config, field, value)
         self._instances: list[Instance] | None = None
         self._all_pairs: PairedDataset | None = None
@@ -109,23 +119,25 @@ class AlignmentTask(Task):
         """Yes."""
         return True
 
-    def test_docs(self) -> list[dict[str, str]]:
-        """Every item of the paired data: its id and its caption."""
+    def test_docs(self) -> list[dict[str, Any]]:
+        """Every item of the paired data: its id, its first caption, and all that are averaged."""
         pairs = self._load_pairs()
+        averaged = self.options.caption == "mean"
         return [
-            {"id": item, "caption": caption}
-            for item, caption in zip(pairs.ids, pairs.captions, strict=True)
+            {"id": item, "caption": captions[0]}
+            | ({"captions": list(captions)} if averaged else {})
+            for item, captions in zip(pairs.ids, pairs.captions, strict=True)
         ]
 
-    def doc_to_text(self, doc: Mapping[str, str]) -> str:
-        """The caption, as it is."""
-        return doc["caption"]
+    def doc_to_text(self, doc: Mapping[str, Any]) -> str:
+        """The first caption, as it is."""
+        return str(doc["caption"])
 
-    def doc_to_target(self, doc: Mapping[str, str]) -> str:
+    def doc_to_target(self, doc: Mapping[str, Any]) -> str:
         """What the caption is paired with: the item's id."""
-        return doc["id"]
+        return str(doc["id"])
 
-    def fewshot_context(self, doc: Mapping[str, str], *args: Any, **kwargs: Any) -> str:
+    def fewshot_context(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> str:
         """The caption alone: it is represented, not completed, so nothing may stand before it."""
         return self.doc_to_text(doc)
 
@@ -164,7 +176,7 @@ class AlignmentTask(Task):
                 self.task_name,
             )
         everything = self._load_pairs()
-        every = range(len(everything.ids))
+        every = range(len(everything))
         chosen: Sequence[int] = every[: int(limit)] if limit else every
         if samples:
             chosen = sorted({index for index in samples if index in every})
@@ -173,14 +185,15 @@ class AlignmentTask(Task):
                 f"{self.task_name}: {len(chosen)} items are too few for k = {self.options.k}; at "
                 f"least {self.options.k + 2} are needed (see --limit, --samples and prh_k)"
             )
-        whole = len(chosen) == len(everything.ids)
+        whole = len(chosen) == len(everything)
         self._pairs = everything if whole else everything.select(chosen)
         if not self._predicts_only():
             self._reference_artifact = reference_artifact(
                 self.reference,
                 self._pairs,
                 protocol=self.options.protocol,
-                graph_k=self._graph_k(),
+                k=self.options.k,
+                trust_remote_code=self._trust_remote_code,
             )
         super().build_all_requests(
             limit=limit,
@@ -197,27 +210,28 @@ class AlignmentTask(Task):
                 limit=limit, samples=samples, rank=rank, world_size=world_size
             )
 
-    def construct_requests(self, doc: dict[str, str], ctx: str, **kwargs: Any) -> list[Instance]:
-        """One request for the caption's neighbours and, if asked for, one for its likelihood."""
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
+        """One request for the item's neighbours and, if asked for, one a caption's likelihood."""
         metadata = kwargs["metadata"]
-        found = [requests.caption_request(doc, self._settings(), metadata=metadata)]
+        captions = _captions(doc)
+        found = [requests.caption_request(doc, captions, self._settings(), metadata=metadata)]
         if self.options.bits_per_byte:
-            rolling = Instance("loglikelihood_rolling", doc, (ctx,), idx=1, metadata=metadata)
-            found.append(rolling)
+            found += [
+                Instance("loglikelihood_rolling", doc, (caption,), idx=idx, metadata=metadata)
+                for idx, caption in enumerate(captions, start=1)
+            ]
         return found
 
     def _settings(self) -> CaptionSettings:
         assert self._pairs is not None
         return CaptionSettings(
-            pairs=self._pairs.fingerprint,
+            data=self._pairs.name,
+            items=self._pairs.items_fingerprint,
+            captions=self._pairs.fingerprint,
             pooling=self.options.pooling,
             protocol=self.options.protocol,
-            graph_k=self._graph_k(),
+            graph_k=min(max(GRAPH_K, self.options.k), len(self._pairs) - 1),
         )
-
-    def _graph_k(self) -> int:
-        assert self._pairs is not None
-        return min(max(requests.GRAPH_K, self.options.k), len(self._pairs.ids) - 1)
 
     def _instances_are_current(
         self, limit: int | None, samples: list[int] | None, rank: int, world_size: int
@@ -236,14 +250,14 @@ class AlignmentTask(Task):
         return "bypass" in getattr(self, "_metric_fn_list", {})
 
     def apply_filters(self) -> None:
-        """Pass every response through; there is nothing to extract from it."""
+        """Pass every response through, under the name that says which captions were read."""
         for instance in self._instances or []:
-            instance.filtered_resps["none"] = instance.resps[0]
+            instance.filtered_resps[self.options.filter] = instance.resps[0]
 
     # ------------------------------------------------------------------ results
 
-    def process_results(self, doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, Any]:
-        """A caption's own overlaps with the reference, and what the whole run shares.
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        """An item's own overlaps with the reference, and what the whole run shares.
 
         Args:
             doc: The document.
@@ -264,7 +278,8 @@ class AlignmentTask(Task):
             "mnn_chance": alignment.chance,
         }
         if self.options.bits_per_byte:
-            values["bits_per_byte"] = (results[1], self.count_bytes(doc["caption"]))
+            size = sum(self.count_bytes(caption) for caption in _captions(doc))
+            values["bits_per_byte"] = (math.fsum(results[1:]), size)
         return values
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], Any]]:
@@ -304,7 +319,7 @@ class AlignmentTask(Task):
             "layer_grid": [[round(v, 6) for v in row] for row in alignment.grid.tolist()],
             "pairs": {
                 **self._pairs.source,
-                "items": len(self._pairs.ids),
+                "items": len(self._pairs),
                 "fingerprint": self._pairs.fingerprint,
             },
             "reference": self._reference_artifact.header,
@@ -315,3 +330,30 @@ class AlignmentTask(Task):
                 **{name: version(name) for name in ("lm_eval", "torch", "transformers")},
             },
         }
+
+
+def _captions(doc: Mapping[str, Any]) -> list[str]:
+    """The captions that are read of an item."""
+    return doc.get("captions") or [doc["caption"]]
+
+
+def _trusts_remote_code(metadata: Mapping[str, Any]) -> bool:
+    """Whether lm-eval's command line allows code from model repositories."""
+    # lm-eval merges --model_args into the metadata before it adds the flag --trust_remote_code to
+    # them; the flag's other trace is in datasets' configuration.
+    flag = getattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE", False)
+    return metadata.get("trust_remote_code") is True or flag is True
+
+
+def _data_fields(pairs: PairsSpec) -> dict[str, Any]:
+    """What lm-eval's own task fields say of paired data, for its result files."""
+    if pairs.kind == "hub":
+        revision = {"revision": pairs.revision} if pairs.revision else {}
+        return {
+            "dataset_path": pairs.path,
+            "dataset_name": pairs.subset,
+            "test_split": pairs.split,
+            "dataset_kwargs": revision,
+        }
+    place = f"prh_eval/{pairs.name}" if pairs.kind == "embedded" else pairs.path
+    return {"dataset_path": place, "test_split": "train"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.language import LanguageFeatures, language_features, pool
 from prh_eval.features.language_body import body
+from prh_eval.features.parts import Parts
 
 
 def features(model: nn.Module, captions: Any = CAPTIONS, **options: Any) -> LanguageFeatures:
@@ -299,6 +301,11 @@ def test_impossible_calls_are_refused(options: dict[str, Any]) -> None:
         features(tiny_model("gpt2"), **options)
 
 
+def test_parts_are_for_one_process(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="parts are for one process, not 2"):
+        features(tiny_model("gpt2"), world_size=2, all_gather=lambda t: t, parts=Parts(tmp_path))
+
+
 @pytest.mark.parametrize("broken", ["none", "shape"])
 def test_a_model_without_hidden_states_of_every_token_is_refused(broken: str) -> None:
     model = tiny_model("gpt2")
@@ -437,6 +444,38 @@ def test_other_failures_are_not_taken_for_lack_of_memory() -> None:
     model.transformer.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         features(model, batch_size="auto")
+
+
+# Parts
+
+
+def test_batches_that_are_kept_are_not_run_again(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    plain = features(model, batch_size=2)
+    assert_close(plain.layers, plain_features(model, word_tokenizer(), CAPTIONS))
+    sizes = count_rows(model)
+    kept = Parts(tmp_path / "parts")
+    first = features(model, batch_size=2, parts=kept)
+    assert sizes == [2, 2, 2]
+    again = features(model, batch_size="auto", parts=kept)
+    # Only the attempt which tells what fits in memory.
+    assert sizes == [2, 2, 2, 6]
+    for result in (first, again):
+        assert all(map(torch.equal, result.layers, plain.layers))
+
+
+def test_parts_of_a_smaller_batch_are_used_whatever_the_batch_is_now(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    plain = features(model, batch_size=2)
+    half = Parts(tmp_path / "parts")
+    # The longest sequences first, as they are run; each once.
+    order = sorted(dict.fromkeys(CAPTIONS), key=lambda caption: -len(caption.split()))
+    rows = [CAPTIONS.index(caption) for caption in order]
+    half.write(0, [layer[rows[:3]] for layer in plain.layers])
+    sizes = count_rows(model)
+    result = features(model, batch_size=2, parts=half)
+    assert sizes == [2, 1]
+    assert_close(result.layers, plain_features(model, word_tokenizer(), CAPTIONS))
 
 
 # Progress

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from reference_files import write_numbers
 from tiny_hub import (
     cache_data_set,
     cache_model,
@@ -25,7 +26,7 @@ from tiny_hub import (
 from tiny_models import save_model
 
 from prh_eval import resources
-from prh_eval.references import load_reference
+from prh_eval.references.registry import load_reference
 
 HERE = Path(__file__).parent
 
@@ -55,10 +56,32 @@ def wide_model(colors: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     return save_model(tmp_path_factory.mktemp("gpt2"), colors, kind="gpt2")
 
 
-def test_two_processes_give_exactly_the_result_of_one(wide_model: Path, tmp_path: Path) -> None:
+def several_captions(folder: Path, texts: list[str]) -> None:
+    """A task ``several`` in folder/tasks, of 31 items that have one to three of the texts."""
+    path = write_numbers(
+        folder / "references", "numbers", np.random.default_rng(0).normal(size=(31, 4))
+    )
+    with (folder / "references" / "captions.jsonl").open("w", encoding="utf-8") as file:
+        for i in range(31):
+            file.write(json.dumps({"text": texts[5 * i : 5 * i + 1 + i % 3]}) + "\n")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["pairs"]["path"] = "captions.jsonl"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / "tasks" / "several.yaml").write_text(
+        "task: several\nclass: !function prh_eval.harness.task.AlignmentTask\n"
+        "metadata: {version: 1, prh_reference: numbers, prh_caption: mean}\n"
+    )
+
+
+def test_two_processes_give_exactly_the_result_of_one(
+    wide_model: Path, colors: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(resources.folder("tasks"), tmp_path / "tasks")
+    several_captions(tmp_path, list(colors))
+    tasks = ("prh_align_color", "several")
     common = ("--model", "hf", "--model_args", f"pretrained={wide_model},dtype=float32")
-    common += ("--tasks", "prh_align_color", "--batch_size", "16", "--log_samples")
-    common += ("--include_path", str(resources.folder("tasks")))
+    common += ("--tasks", ",".join(tasks), "--batch_size", "16", "--log_samples")
+    common += ("--include_path", "tasks")
     one = lm_eval(*common, "--device", "cpu", "--output_path", "one", cwd=tmp_path)
     assert one.returncode == 0, one.stderr
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -72,20 +95,19 @@ def test_two_processes_give_exactly_the_result_of_one(wide_model: Path, tmp_path
     assert two.returncode == 0, two.stderr
     first, second = results(tmp_path / "one"), results(tmp_path / "two")
     assert second["results"] == first["results"]
-    recorded = [
-        run["configs"]["prh_align_color"]["metadata"]["alignment"] for run in (first, second)
-    ]
-    assert recorded[0] == recorded[1]
+    for task in tasks:
+        recorded = [run["configs"][task]["metadata"]["alignment"] for run in (first, second)]
+        assert recorded[0] == recorded[1]
     samples = [
         {
-            sample["doc"]["id"]: sample["mnn"]
+            (path.name.rpartition("_")[0], sample["doc"]["id"]): sample["mnn"]
             for path in (tmp_path / side).rglob("samples_*.jsonl")
             for sample in map(json.loads, path.read_text(encoding="utf-8").splitlines())
         }
         for side in ("one", "two")
     ]
     assert samples[0] == samples[1]
-    assert len(samples[0]) == 949
+    assert len(samples[0]) == 949 + 31
     # Both processes really had a share.
     assert "949/949" in one.stderr and "475/475" in two.stderr and "474/474" in two.stderr
 

@@ -166,12 +166,16 @@ def test_unsorted_samples_keep_their_overlaps(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "sentence"),
     [
-        ({"prh_kk": 5}, "unknown option 'prh_kk'; did you mean 'prh_k'"),
-        ({"prh_k": 0}, "option 'prh_k' is 0"),
-        ({"prh_k": "many"}, "option 'prh_k' is 'many'"),
-        ({"prh_pooling": "max"}, "option 'prh_pooling' is 'max'"),
-        ({"prh_protocol": "papper"}, "did you mean 'paper'"),
-        ({"prh_metric": "mutual_kn"}, "did you mean 'mutual_knn'"),
+        ({"prh_kk": 5}, f"task {TASK}: unknown key 'prh_kk'; did you mean 'prh_k'"),
+        ({"prh_k": 0}, f"task {TASK}: the key 'prh_k' is 0; it should be greater"),
+        ({"prh_k": "many"}, "the key 'prh_k' is 'many'; it should be a valid integer"),
+        ({"prh_pooling": "meen"}, "the key 'prh_pooling' is 'meen'; did you mean 'mean'"),
+        ({"prh_protocol": "papper"}, "the key 'prh_protocol' is 'papper'; did you mean 'paper'"),
+        ({"prh_metric": "mutual_kn"}, "the key 'prh_metric' is .*; did you mean 'mutual_knn'"),
+        ({"prh_caption": -1}, "the key 'prh_caption' is -1; it should be the number of a caption"),
+        ({"prh_caption": "men"}, "the key 'prh_caption' is 'men'; it should be .*, or mean"),
+        ({"prh_caption": True}, "the key 'prh_caption' is True; it should be the number"),
+        ({"prh_caption": 1}, "has 1 caption, so there is no caption 1"),
         ({"prh_reference": "cielap"}, "did you mean 'cielab'"),
         ({"prh_k": 948}, "too few for k = 948"),
     ],
@@ -239,8 +243,14 @@ def test_model_graphs_are_kept_for_later_references(model_folder: Path, cache_fo
     artifact = read_artifact(path)
     assert (artifact.graph.n, artifact.graph.layers, artifact.graph.k) == (949, 3, 100)
     pairs = run["configs"][TASK]["metadata"]["alignment"]["pairs"]
-    assert artifact.header["pairs"] == pairs["fingerprint"]
-    assert artifact.header["model"] == str(model_folder)
+    header = artifact.header
+    assert header["kind"] == "language model"
+    assert header["pairs"]["captions"] == pairs["fingerprint"]
+    assert (header["pairs"]["name"], header["pairs"]["n"]) == ("xkcd_colors", 949)
+    assert (header["pooling"], header["protocol"], header["graph_k"]) == ("mean", "paper", 100)
+    assert header["model"] == str(model_folder)
+    # What a reference on the same items says of them, so that the two can be compared.
+    assert header["pairs"] == run["configs"][TASK]["metadata"]["alignment"]["reference"]["pairs"]
 
 
 def test_use_cache_runs_the_model_once(

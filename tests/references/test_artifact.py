@@ -1,4 +1,4 @@
-"""References: mistakes in their files, and artifacts that are built once and kept current."""
+"""A reference's graphs: right, built once, kept, and built anew when anything changes."""
 
 from __future__ import annotations
 
@@ -15,42 +15,24 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import pytest
+import safetensors.numpy
 import torch
+import yaml
 from tiny_hub import SIZE, make_dinov2, make_image_captions, write_reference
+from tiny_models import save_model
+from transformers import Dinov2Model
 
-from prh_eval import references
+from prh_eval.colors import cielab
 from prh_eval.errors import PrhEvalError
-from prh_eval.pairs import PairedDataset, load_pairs
-from prh_eval.references import (
-    ValuesReference,
-    VisionReference,
-    load_reference,
-    reference_artifact,
-    reference_names,
-)
+from prh_eval.features import vision
+from prh_eval.features.images import prepare
+from prh_eval.pairs.dataset import PairedDataset
+from prh_eval.pairs.load import load_pairs
+from prh_eval.references import build
+from prh_eval.references.build import reference_artifact
+from prh_eval.references.registry import load_reference
+from prh_eval.schema import VisionReference
 from prh_eval.store import GraphArtifact, read_artifact
-
-# ------------------------------------------------------------------ files
-
-
-def test_every_shipped_reference_is_valid() -> None:
-    assert {"dinov2_giant", "cielab"} <= set(reference_names())
-    for name in reference_names():
-        assert load_reference(name).name == name
-
-
-def test_the_papers_reference() -> None:
-    reference = load_reference("dinov2_giant")
-    assert isinstance(reference, VisionReference)
-    assert reference.encoder.path == "facebook/dinov2-giant"
-    assert (reference.encoder.token, reference.encoder.norm) == ("class", "before")
-    # The pretrained_cfg of timm's vit_giant_patch14_dinov2.lvd142m.
-    prepare = reference.encoder.preprocessing
-    assert (prepare.resize, prepare.crop, prepare.interpolation) == (518, 518, "bicubic")
-    assert prepare.mean == (0.485, 0.456, 0.406)
-    assert prepare.std == (0.229, 0.224, 0.225)
-    pairs = reference.pairs.model_dump()
-    assert (pairs["path"], pairs["revision"], pairs["split"]) == ("minhuh/prh", "wit_1024", "train")
 
 
 @pytest.fixture(scope="module")
@@ -72,105 +54,18 @@ def yaml_file(hub: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"encoder__tokn": "class"}, "unknown key 'encoder.tokn'; did you mean 'token'?"),
-        ({"famly": "x"}, "unknown key 'famly'; did you mean 'family'?"),
-        ({"values": "cielab"}, "unknown key 'values'; .valid: "),
-        ({"pairs__column": "x"}, "unknown key 'pairs.column'; .*caption_column"),
-        ({"encoder__preprocessing__size": 3}, "unknown key 'encoder.preprocessing.size'; did you"),
-        ({"encoder__token": "clas"}, "'encoder.token' is 'clas'; did you mean 'class'?"),
-        ({"encoder__dtype": "float23"}, "'encoder.dtype' is 'float23'; did you mean 'float32'?"),
-        ({"encoder__loader": "timm"}, "'encoder.loader' is 'timm'; .valid: transformers."),
-        ({"kind": "vison"}, "'kind' is 'vison'; did you mean 'vision'?"),
-        ({"kind": None}, "the key 'kind' is missing; it should be one of vision, values"),
-        ({"pairs__kind": "hubb"}, "'pairs.kind' is 'hubb'; did you mean 'hub'?"),
-        ({"pairs__kind": None}, "the key 'pairs.kind' is missing; .*hub, embedded"),
-        ({"pairs": None}, "the key 'pairs' is missing"),
-        ({"encoder__path": None}, "the key 'encoder.path' is missing"),
-        ({"licence": None}, "the key 'licence' is missing"),
-        ({"encoder__revision": 123}, "'encoder.revision' is 123; .*string"),
-        ({"parameters": "many"}, "'parameters' is 'many'; .*integer"),
-        ({"encoder__preprocessing__crop": 99}, "'encoder.preprocessing' is .*; crop .99. should"),
-        ({"encoder__preprocessing__mean": [1, 2]}, "'encoder.preprocessing.mean.2' is missing"),
-        ({"encoder": 3}, "'encoder' is 3"),
-        ({"pairs": "minhuh/prh"}, "'pairs' is 'minhuh/prh'|'pairs.kind'"),
-        ({"name": "other"}, "the key 'name' is 'other'; .* 'tiny'"),
-        ({"licence": 1, "citation": 2}, "'licence' is 1; .*first of 2 mistakes"),
-        ({"licence": None, "license": "MIT"}, "unknown key 'license'; did you mean 'licence'"),
-    ],
-)
-def test_mistakes_in_a_file(
-    yaml_file: Callable[..., Path], changes: dict[str, Any], words: str
-) -> None:
-    path = yaml_file(**changes)
-    with pytest.raises(PrhEvalError, match=words) as error:
-        load_reference(path)
-    assert str(error.value).startswith(f"{path}: ")
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_is_right(yaml_file: Callable[..., Path]) -> None:
-    reference = load_reference(str(yaml_file(family="tiny", parameters=5, name="tiny")))
-    assert reference.name == "tiny"
-    assert isinstance(reference, VisionReference)
-    assert reference.encoder.preprocessing.crop == SIZE
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("kind: [vision", "line 1: this is not YAML"),
-        ("kind: vision\nkind: values", "line 2: .*'kind' stands there twice"),
-        ("kind: !!python/object/apply:os.getcwd []", "not YAML that can be read"),
-        ("just words", "should hold keys and values"),
-        ("", "should hold keys and values"),
-        (b"\xff\xfe\x00", "cannot be read"),
-    ],
-)
-def test_files_that_are_no_yaml(tmp_path: Path, text: str | bytes, words: str) -> None:
-    path = tmp_path / "tiny.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(PrhEvalError, match=words) as error:
-        load_reference(path)
-    assert str(path) in str(error.value)
-
-
-def test_unknown_names() -> None:
-    with pytest.raises(PrhEvalError, match="'dinov2_gaint'; did you mean 'dinov2_giant'"):
-        load_reference("dinov2_gaint")
-    with pytest.raises(PrhEvalError, match=r"no reference file 'nowhere/x\.yaml'"):
-        load_reference("nowhere/x.yaml")
-
-
-def test_paths_are_relative_to_the_file(hub: Path, tmp_path: Path) -> None:
-    shutil.copytree(hub, tmp_path / "hub")
-    (tmp_path / "sub").mkdir()
-    path = write_reference(
-        tmp_path / "sub" / "tiny.yaml", Path("../hub/encoder"), Path("../hub/data")
-    )
-    reference = load_reference(path)
-    assert isinstance(reference, VisionReference)
-    assert reference.encoder.path == str(tmp_path / "hub" / "encoder")
-    assert len(load_pairs(reference.pairs)) == 16
-
-
-# ------------------------------------------------------------------ artifacts
-
-
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The encoders that were loaded, in order."""
-    loaded: list[str] = []
-    load = references.load_vision_model
+    """The references that were encoded, in order."""
+    encoded: list[str] = []
+    encode = build.encode
 
-    def counted(path: str, **options: Any) -> Any:
-        loaded.append(path)
-        return load(path, **options)
+    def counted(reference: Any, *arguments: Any, **options: Any) -> Any:
+        encoded.append(reference.name)
+        return encode(reference, *arguments, **options)
 
-    monkeypatch.setattr(references, "load_vision_model", counted)
-    return loaded
+    monkeypatch.setattr(build, "encode", counted)
+    return encoded
 
 
 def artifact_of(path: Path, caption: int = 0, **options: Any) -> GraphArtifact:
@@ -193,15 +88,16 @@ def brute_force_neighbors(rows: np.ndarray, k: int) -> np.ndarray:
 
 def test_graphs_are_those_of_the_encoder(yaml_file: Callable[..., Path], builds: list[str]) -> None:
     path = yaml_file()
-    artifact = artifact_of(path, graph_k=5)
+    artifact = artifact_of(path, k=5, graph_k=5)
     reference = load_reference(path)
     assert isinstance(reference, VisionReference)
     pairs = load_pairs(reference.pairs)
     assert pairs.images is not None
-    model = references.load_vision_model(reference.encoder.path)
-    prepare = reference.encoder.preprocessing
+    model = Dinov2Model.from_pretrained(reference.encoder.path).eval()
+    spec = reference.encoder.preprocessing
+    assert not isinstance(spec, str)
     with torch.inference_mode():
-        pixels = torch.stack([prepare(image) for image in pairs.images])
+        pixels = torch.stack([prepare(image, spec) for image in pairs.images])
         states = model(pixel_values=pixels, output_hidden_states=True).hidden_states[1:]
     features = np.stack([state[:, 0].double().numpy() for state in states])
     limit = np.sort(np.abs(features).ravel())[int(0.95 * features.size)]
@@ -217,41 +113,26 @@ def test_every_setting_reaches_the_encoder(
     yaml_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    load, features = references.load_vision_model, references.vision_features
+    encode = build.encode
 
-    def loading(path: str, **options: Any) -> Any:
-        seen.update(path=path, **options)
-        return load(path)
-
-    def reading(model: Any, images: Any, **options: Any) -> Any:
+    def seeing(reference: Any, pairs: Any, **options: Any) -> Any:
         seen.update(options)
-        return features(model, images, **options)
+        return encode(reference, pairs, **options)
 
-    monkeypatch.setattr(references, "load_vision_model", loading)
-    monkeypatch.setattr(references, "vision_features", reading)
-    changes = {"dtype": "float16", "revision": "r1", "token": "mean", "norm": "after"}
-    path = yaml_file(**{f"encoder__{key}": value for key, value in changes.items()})
-    artifact_of(path, batch_size=3, device="cpu")
-    reference = load_reference(path)
-    assert isinstance(reference, VisionReference)
-    assert seen == {
-        **changes,
-        "path": reference.encoder.path,
-        "preprocessing": reference.encoder.preprocessing,
-        "batch_size": 3,
-        "device": "cpu",
-        "progress": False,
-    }
+    monkeypatch.setattr(build, "encode", seeing)
+    choices = {"batch_size": 3, "device": "cpu", "workers": 0, "trust_remote_code": True}
+    artifact_of(yaml_file(), **choices)
+    del seen["parts"]
+    assert seen == {**choices, "progress": False}
 
 
 def test_the_colours_graph_is_raw_euclidean(cache_folder: Path) -> None:
     reference = load_reference("cielab")
-    assert isinstance(reference, ValuesReference)
     pairs = load_pairs(reference.pairs)
     artifact = reference_artifact(reference, pairs, protocol="paper")
     assert (artifact.graph.layers, artifact.graph.n, artifact.graph.k) == (1, 949, 100)
     assert pairs.targets is not None
-    coordinates = references.cielab(pairs.targets).numpy()
+    coordinates = cielab(pairs.targets).numpy()
     expected = brute_force_neighbors(coordinates, 10)
     np.testing.assert_array_equal(artifact.graph.indices[0, :, :10].numpy(), expected)
     # The protocol is about features; values are the same under any.
@@ -269,7 +150,7 @@ def test_built_once_and_then_without_encoder_and_images(
     with caplog.at_level(logging.INFO, logger="prh_eval"):
         first = artifact_of(path)
     assert "building the reference tiny: it is not in the cache yet" in caplog.text
-    assert builds == [str(encoder)]
+    assert builds == ["tiny"]
     shutil.rmtree(encoder)
     reference = load_reference(path)
     pairs = load_pairs(reference.pairs)
@@ -277,7 +158,7 @@ def test_built_once_and_then_without_encoder_and_images(
         pairs.name, pairs.ids, pairs.captions, pairs.all_captions, pairs.source
     )
     second = reference_artifact(reference, captions_only, protocol="paper")
-    assert builds == [str(encoder)]
+    assert builds == ["tiny"]
     assert torch.equal(first.graph.indices, second.graph.indices)
     assert first.header == second.header
     assert first.header["versions"]["torch"] == torch.__version__
@@ -402,11 +283,181 @@ def test_choices_of_a_run_do_not_push_each_other_out(
     for _ in range(2):
         for protocol in ("paper", "unclipped"):
             for items in (pairs, pairs.select(range(10)), pairs.select(range(9, -1, -1))):
-                for k in (3, 4):
-                    reference_artifact(
-                        reference, items, protocol=protocol, graph_k=k, progress=False
-                    )
-    assert len(builds) == 12
+                reference_artifact(reference, items, protocol=protocol, k=3, progress=False)
+    assert len(builds) == 6
+
+
+def test_a_graph_of_too_small_a_k_is_built_anew(
+    yaml_file: Callable[..., Path], builds: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = yaml_file()
+    assert artifact_of(path, k=3, graph_k=4).graph.k == 4
+    assert artifact_of(path, k=4).graph.k == 4
+    assert len(builds) == 1
+    with caplog.at_level(logging.INFO, logger="prh_eval"):
+        assert artifact_of(path, k=5, graph_k=6).graph.k == 6
+    assert "its graph answers for k up to 4 and 5 is asked for" in caplog.text
+    # More than there are neighbours is as many as there are.
+    assert artifact_of(path, k=200).graph.k == 15
+    assert artifact_of(path, k=300).graph.k == 15
+    assert len(builds) == 3
+
+
+def test_a_folder_that_moved_changes_nothing(hub: Path, tmp_path: Path, builds: list[str]) -> None:
+    for place in ("here", "there"):
+        shutil.copytree(hub, tmp_path / place / "hub")
+        (tmp_path / place / "files").mkdir()
+        path = tmp_path / place / "files" / "tiny.yaml"
+        write_reference(path, Path("../hub/encoder"), Path("../hub/data"))
+        artifact_of(path)
+        assert len(builds) == 1
+        shutil.rmtree(tmp_path / place)
+
+
+def test_euclidean_features_are_taken_as_they_are(yaml_file: Callable[..., Path]) -> None:
+    path = yaml_file(similarity="euclidean")
+    kept = path.with_name("features.safetensors")
+    artifact = artifact_of(path, features=kept)
+    assert artifact.header["made_from"]["protocol"] is None
+    for layer, rows in enumerate(safetensors.numpy.load_file(kept).values()):
+        expected = brute_force_neighbors(rows.astype(np.float64), 10)
+        np.testing.assert_array_equal(artifact.graph.indices[layer, :, :10].numpy(), expected)
+
+
+def test_features_that_were_kept_make_the_same_graphs(
+    yaml_file: Callable[..., Path], hub: Path, tmp_path: Path, builds: list[str]
+) -> None:
+    path = yaml_file()
+    first = artifact_of(path)
+    again = artifact_of(path, features=tmp_path / "kept.safetensors")
+    assert len(builds) == 2
+    from_file = {
+        "kind": "features",
+        "description": "the same, from a file",
+        "features": {"path": "kept.safetensors"},
+        "pairs": {"kind": "hub", "path": str(hub / "data")},
+        "licence": "CC0-1.0",
+        "citation": "none",
+    }
+    (tmp_path / "kept.yaml").write_text(yaml.safe_dump(from_file))
+    third = artifact_of(tmp_path / "kept.yaml")
+    for other in (again, third):
+        assert torch.equal(first.graph.indices, other.graph.indices)
+
+
+@pytest.mark.parametrize("kind", ["features", "values"])
+def test_a_changed_file_of_numbers_is_rebuilt_with_the_reason(
+    hub: Path, tmp_path: Path, builds: list[str], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    numbers = np.random.default_rng(0).normal(size=(16, 3))
+    section: dict[str, Any] = {"path": "numbers.npy"}
+    if kind == "values":
+        section = {"path": "numbers.csv", "columns": ["a", "b", "c"]}
+    content = {
+        "kind": kind,
+        "description": "numbers",
+        kind: section,
+        "pairs": {"kind": "hub", "path": str(hub / "data")},
+        "similarity": "euclidean",
+        "licence": "CC0-1.0",
+        "citation": "none",
+    }
+    path = tmp_path / "numbers.yaml"
+    path.write_text(yaml.safe_dump(content))
+
+    def write(rows: np.ndarray) -> None:
+        np.save(tmp_path / "numbers.npy", rows)
+        np.savetxt(
+            tmp_path / "numbers.csv", rows, fmt="%.17g", delimiter=",", header="a,b,c", comments=""
+        )
+
+    for rows, count in ((numbers, 1), (numbers, 1), (numbers[::-1], 2)):
+        write(rows)
+        with caplog.at_level(logging.INFO, logger="prh_eval"):
+            graph = artifact_of(path).graph
+        assert len(builds) == count
+        np.testing.assert_array_equal(graph.indices[0, :, :10], brute_force_neighbors(rows, 10))
+    assert f"changed since it was built: {kind}" in caplog.text
+    # Where the file is not at hand the graphs suffice.
+    (tmp_path / section["path"]).unlink()
+    artifact_of(path)
+    assert len(builds) == 2
+
+
+def test_a_language_reference_reads_the_captions_that_the_task_reads(
+    hub: Path, tmp_path: Path, builds: list[str]
+) -> None:
+    texts = [f"picture {i} in words, way {j}" for i in range(16) for j in range(2)]
+    save_model(tmp_path / "model", texts, "llama")
+    content = {
+        "kind": "language",
+        "description": "a language model",
+        "encoder": {"path": "./model", "pooling": "mean"},
+        "pairs": {"kind": "hub", "path": str(hub / "data")},
+        "licence": "CC0-1.0",
+        "citation": "none",
+    }
+    path = tmp_path / "words.yaml"
+    path.write_text(yaml.safe_dump(content))
+    first, second = artifact_of(path), artifact_of(path, caption=1)
+    assert len(builds) == 2
+    assert not torch.equal(first.graph.indices, second.graph.indices)
+    artifact_of(path)
+    artifact_of(path, caption=1)
+    assert len(builds) == 2
+
+
+# A build that is killed once the second part is on disk: nothing can be tidied up.
+_KILLED = """
+import os, sys
+from prh_eval.features import parts, vision
+from prh_eval.pairs.load import load_pairs
+from prh_eval.references.build import reference_artifact
+from prh_eval.references.registry import load_reference
+
+vision._PART = 4
+write = parts.Parts.write
+
+def and_die(self, start, layers):
+    write(self, start, layers)
+    if start >= 4:
+        os.kill(os.getpid(), 9)
+
+parts.Parts.write = and_die
+reference = load_reference(sys.argv[1])
+pairs = load_pairs(reference.pairs)
+reference_artifact(reference, pairs, protocol="paper", batch_size=2, progress=False)
+"""
+
+
+def test_a_killed_build_goes_on_where_it_was(
+    yaml_file: Callable[..., Path], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = yaml_file()
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(path)], env=_environment())
+    assert killed.returncode == -9
+    assert not list((cache_folder / "references").glob("*.safetensors"))
+    assert len(list((cache_folder / "references").rglob("unfinished/*/*.safetensors"))) == 2
+
+    monkeypatch.setattr(vision, "_PART", 4)
+    decoded: list[int] = []
+    reference = load_reference(path)
+    pairs = load_pairs(reference.pairs)
+    get = type(pairs.images).__getitem__
+
+    def counted(self: Any, position: int) -> Any:
+        decoded.append(position)
+        return get(self, position)
+
+    monkeypatch.setattr(type(pairs.images), "__getitem__", counted)
+    artifact = reference_artifact(reference, pairs, protocol="paper", batch_size=2, progress=False)
+    assert sorted(decoded) == list(range(8, 16))
+    assert not list(cache_folder.rglob("unfinished/*/*"))
+    whole = reference_artifact(
+        reference, pairs, protocol="paper", batch_size=2, progress=False, rebuild=True
+    )
+    assert torch.equal(artifact.graph.indices, whole.graph.indices)
+    assert sorted(decoded[8:]) == list(range(16))
 
 
 def test_an_unwritable_cache_folder_does_not_stop_a_run(
@@ -434,7 +485,7 @@ def test_an_error_of_a_build_is_not_taken_for_an_unwritable_folder(
     def broken(*args: Any, **kwargs: Any) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(references, "load_vision_model", broken)
+    monkeypatch.setattr(build, "encode", broken)
     with pytest.raises(OSError, match="the disk is gone"):
         artifact_of(yaml_file())
     assert not list(cache_folder.rglob("*.safetensors"))
@@ -467,8 +518,10 @@ def test_an_unreadable_image_is_named(hub: Path, tmp_path: Path, cache_folder: P
 _PROCESS = """
 import logging, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
-from prh_eval import references, store
-from prh_eval.pairs import load_pairs
+from prh_eval import store
+from prh_eval.pairs.load import load_pairs
+from prh_eval.references import build
+from prh_eval.references.registry import load_reference
 
 class Waiting(logging.Handler):
     def emit(self, record):
@@ -477,32 +530,34 @@ class Waiting(logging.Handler):
 
 logging.getLogger("prh_eval.store").addHandler(Waiting())
 logging.getLogger("prh_eval.store").setLevel(logging.INFO)
-cielab = references.cielab
+encode = build.encode
 
-def counted(codes):
+def counted(*arguments, **options):
     with (folder / "builds").open("a") as file:
         file.write("x")
     for _ in range(1200):
         if (folder / "waited").exists():
             break
         time.sleep(0.05)
-    return cielab(codes)
+    return encode(*arguments, **options)
 
-references.cielab = counted
-reference = references.load_reference("cielab")
+build.encode = counted
+reference = load_reference("cielab")
 pairs = load_pairs(reference.pairs)
-artifact = references.reference_artifact(reference, pairs, protocol="paper")
+artifact = build.reference_artifact(reference, pairs, protocol="paper")
 print(store.fingerprint(artifact.graph.indices.tolist()))
 """
 
 
+def _environment() -> dict[str, str]:
+    root = str(Path(build.__file__).parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+
+
 def test_two_processes_build_once(tmp_path: Path, cache_folder: Path) -> None:
-    root = str(Path(references.__file__).parents[1])
-    search = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": search}
     command = [sys.executable, "-c", _PROCESS, str(tmp_path)]
     processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     outputs = [process.communicate(timeout=180)[0] for process in processes]

@@ -18,7 +18,9 @@ from tiny_hub import cache_data_set, cache_revision, make_image_captions
 
 import prh_eval
 from prh_eval.errors import PrhEvalError
-from prh_eval.pairs import EmbeddedPairs, HubPairs, PairedDataset, load_pairs
+from prh_eval.pairs.dataset import PairedDataset
+from prh_eval.pairs.load import load_pairs
+from prh_eval.schema import EmbeddedPairs, HubPairs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = "f" * 40
@@ -33,7 +35,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def load(folder: Path, caption: int = 0, **changes: object) -> PairedDataset:
+def load(folder: Path, caption: int | str = 0, **changes: object) -> PairedDataset:
     return load_pairs(HubPairs(kind="hub", path=str(folder), **changes), caption)
 
 
@@ -47,7 +49,7 @@ def test_a_folder_in_the_hubs_format(tmp_path: Path) -> None:
     pairs = load(make_image_captions(tmp_path / "data", n=5))
     assert len(pairs) == 5
     assert pairs.ids == ("0", "1", "2", "3", "4")
-    assert pairs.captions == tuple(f"picture {i} in words, way 0" for i in range(5))
+    assert pairs.captions == tuple((f"picture {i} in words, way 0",) for i in range(5))
     assert pairs.all_captions[3] == ("picture 3 in words, way 0", "picture 3 in words, way 1")
     assert pairs.targets is None
     assert pairs.source["path"] == str(tmp_path / "data")
@@ -90,14 +92,69 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 def test_captions_as_strings_and_as_lists(tmp_path: Path) -> None:
     text = ["one", "two", "three"]
     pairs = load(make_image_captions(tmp_path / "plain", n=3, text=text))
-    assert pairs.captions == ("one", "two", "three")
+    assert pairs.captions == (("one",), ("two",), ("three",))
     listed = load(make_image_captions(tmp_path / "listed", n=3, captions=3), caption=2)
-    assert listed.captions == tuple(f"picture {i} in words, way 2" for i in range(3))
-    with pytest.raises(PrhEvalError, match="item 0 has 1 captions, so there is no caption 1"):
+    assert listed.captions == tuple((f"picture {i} in words, way 2",) for i in range(3))
+    with pytest.raises(
+        PrhEvalError, match=r"item 0 has 1 caption, .* no caption 1 .*each item has 1"
+    ):
         load(tmp_path / "plain", caption=1)
-    uneven = [["a", "b"], ["c", "d"], ["e"]]
-    with pytest.raises(PrhEvalError, match="item 2 has 1 captions, so there is no caption 1"):
-        load(make_image_captions(tmp_path / "uneven", n=3, text=uneven), caption=1)
+
+
+def test_one_caption_of_differing_numbers_or_the_mean_of_all(tmp_path: Path) -> None:
+    text = [["a", "b"], ["c", "d", "x"], ["e"]]
+    folder = make_image_captions(tmp_path / "uneven", n=3, text=text)
+    assert load(folder).captions == (("a",), ("c",), ("e",))
+    with pytest.raises(
+        PrhEvalError, match=r"item 2 has 1 caption, .* 1 .*the items have 1 to 3 each"
+    ):
+        load(folder, caption=1)
+    for caption in (2, 3, -1, -2):
+        with pytest.raises(
+            PrhEvalError, match=f"item . has . captions?, so there is no .* {caption} "
+        ):
+            load(folder, caption=caption)
+    mean = load(folder, caption="mean")
+    assert mean.captions == mean.all_captions == (("a", "b"), ("c", "d", "x"), ("e",))
+    assert mean.source["caption"] == "mean"
+    assert mean.select([2, 0]).captions == (("e",), ("a", "b"))
+    assert mean.fingerprint != load(folder).fingerprint
+    assert mean.items_fingerprint == load(folder).items_fingerprint
+
+
+@pytest.mark.parametrize("caption", [0, "mean"])
+def test_an_item_without_a_caption(tmp_path: Path, caption: int | str) -> None:
+    folder = make_image_captions(tmp_path / "data", n=3, text=[["a"], [], ["c"]])
+    with pytest.raises(PrhEvalError, match=r"item 1 has no caption$"):
+        load(folder, caption=caption)
+
+
+def test_captions_in_several_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "data").mkdir(parents=True)
+    columns = {"short": ["a", "b"], "long": [["a1", "a2"], ["b1"]]}
+    datasets.Dataset.from_dict(columns).to_parquet(folder / "data" / "train.parquet")
+    pairs = load(folder, caption_column=["long", "short"], image_column=None, caption="mean")
+    assert pairs.captions == (("a1", "a2", "a"), ("b1", "b"))
+    with pytest.raises(PrhEvalError, match=r"no column 'shor' .'caption_column'.; .* 'short'"):
+        load(folder, caption_column=["long", "shor"], image_column=None)
+
+
+def test_subsets(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for subset in ("cats", "dogs"):
+        (folder / subset).mkdir(parents=True)
+        texts = datasets.Dataset.from_dict({"text": [f"{subset} {i}" for i in range(3)]})
+        texts.to_parquet(folder / subset / "train.parquet")
+    card = "".join(
+        f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("cats", "dogs")
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+    pairs = load(folder, subset="dogs", image_column=None)
+    assert pairs.captions == (("dogs 0",), ("dogs 1",), ("dogs 2",))
+    assert pairs.source["subset"] == "dogs"
+    with pytest.raises(PrhEvalError, match=r"'fish' not found.*cats.*dogs"):
+        load(folder, subset="fish", image_column=None)
 
 
 @pytest.mark.parametrize("empty", ["", "  \n\t", "\u2003", None])
@@ -106,14 +163,16 @@ def test_empty_captions(tmp_path: Path, empty: str | None) -> None:
     folder = make_image_captions(tmp_path / "data", n=4, text=text)
     with pytest.raises(PrhEvalError, match=r"item 1 has an empty caption \(2 such items of 4\)"):
         load(folder)
-    assert load(folder, caption=1).captions == ("x",) * 4
+    assert load(folder, caption=1).captions == (("x",),) * 4
+    with pytest.raises(PrhEvalError, match=r"item 1 has an empty caption \(2 such items of 4\)"):
+        load(folder, caption="mean")
 
 
 def test_select_keeps_the_order_asked_for(tmp_path: Path) -> None:
     pairs = load(make_image_captions(tmp_path / "data", n=6))
     chosen = pairs.select([4, 1])
     assert chosen.ids == ("4", "1")
-    assert [caption.split()[1] for caption in chosen.captions] == ["4", "1"]
+    assert [caption.split()[1] for (caption,) in chosen.captions] == ["4", "1"]
     assert [texts[1].split()[1] for texts in chosen.all_captions] == ["4", "1"]
     assert pairs.select(range(6)).fingerprint == pairs.fingerprint
     assert len({pairs.fingerprint, chosen.fingerprint, pairs.select([1, 4]).fingerprint}) == 3
@@ -209,7 +268,7 @@ def test_the_revision_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(datasets, "load_dataset", of_the_hub)
     load_pairs(HubPairs(kind="hub", path="minhuh/prh", revision="wit_1024", split="train"))
-    assert asked == [("minhuh/prh", {"revision": "wit_1024", "split": "train"})]
+    assert asked == [("minhuh/prh", {"name": None, "revision": "wit_1024", "split": "train"})]
 
 
 # ------------------------------------------------------------------ a filled cache, no network
@@ -255,25 +314,14 @@ def test_the_xkcd_colours() -> None:
     file = Path(prh_eval.__file__).parent / "data" / "xkcd_colors.csv"
     rows = list(csv.reader(file.open(encoding="utf-8")))[1:]
     assert len(pairs) == len(rows) == 949
-    assert pairs.captions == tuple(name for name, _ in rows)
+    assert pairs.captions == tuple((name,) for name, _ in rows)
     assert pairs.targets == tuple(code for _, code in rows)
-    assert dict(zip(pairs.captions, pairs.targets, strict=True))["cloudy blue"] == "#acc2d9"
+    assert dict(zip(pairs.captions, pairs.targets, strict=True))["cloudy blue",] == "#acc2d9"
     assert pairs.images is None
     chosen = pairs.select([948, 0])
     assert chosen.targets == (rows[948][1], rows[0][1])
     with pytest.raises(PrhEvalError, match="no caption 1"):
         load_pairs(EmbeddedPairs(kind="embedded", name="xkcd_colors"), caption=1)
-
-
-def test_lm_evals_fields() -> None:
-    fields = HubPairs(kind="hub", path="a/b", revision="r", split="s").lm_eval_fields()
-    assert fields == {
-        "dataset_path": "a/b",
-        "test_split": "s",
-        "dataset_kwargs": {"revision": "r"},
-    }
-    fields = EmbeddedPairs(kind="embedded", name="xkcd_colors").lm_eval_fields()
-    assert fields["dataset_path"] == "prh_eval/xkcd_colors"
 
 
 def test_specs_forbid_unknown_keys() -> None:

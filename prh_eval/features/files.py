@@ -1,0 +1,242 @@
+"""Features that were made elsewhere, read from a file; no file runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from prh_eval.errors import PrhEvalError, suggestion
+from prh_eval.schema import FeatureFile
+
+# Under this name the released code of arXiv 2405.07987 keeps its features, beside other things.
+_RELEASED = "feats"
+
+_Content = dict[str, Any] | Any
+
+
+def file_features(spec: FeatureFile, n: int) -> list[Tensor]:
+    """Read features from a ``.safetensors``, ``.npz``, ``.npy`` or ``.pt`` file.
+
+    A tensor (items, width) is a layer; a tensor (items, layers, width) is several. Of a ``.pt``
+    that holds a dictionary with the key ``feats``, as the released code of Huh et al. 2024 writes
+    it, this entry alone is read unless others are named.
+
+    Args:
+        spec: The file, and the names of the tensors to read.
+        n: Number of items of the paired data.
+
+    Returns:
+        One tensor (n, width_l) a layer on the CPU, float32 or float64 as stored; types of lower
+        precision become float32, which changes no value. Tensors in the order of ``spec.names``;
+        without it in the order of their names, numbers within them in numerical order.
+
+    Raises:
+        PrhEvalError: If the file is missing, empty, cut short or holds code, a name is unknown,
+            or a tensor has another shape, another number of items or no floating-point numbers.
+    """
+    path = _existing(spec.path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise PrhEvalError(
+            f"the feature file {spec.path!r} ends in {path.suffix!r}; it should be one of "
+            f"{', '.join(sorted(_READERS))}"
+        )
+    if not path.stat().st_size:
+        raise PrhEvalError(f"the feature file {spec.path!r} is empty")
+    try:
+        content = reader(path, spec)
+    except PrhEvalError:
+        raise
+    # The libraries raise errors of many types on a file that is cut or of another kind.
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise PrhEvalError(
+            f"the feature file {spec.path!r} cannot be read; it is cut short, damaged or no "
+            f"{path.suffix} file: {why}"
+        ) from error
+    layers = [
+        layer
+        for name, value in _chosen(content, spec)
+        for layer in _layers(_tensor(value, name, spec), name, spec, n)
+    ]
+    if not layers:
+        raise PrhEvalError(f"the feature file {spec.path!r} holds no tensor")
+    return layers
+
+
+def file_fingerprint(path: str) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Args:
+        path: As a person wrote it.
+
+    Raises:
+        PrhEvalError: If there is no such file or it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with _existing(path).open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    except OSError as error:
+        raise PrhEvalError(f"the file {path!r} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _existing(path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        kind = "is a folder" if file.is_dir() else "is not there"
+        raise PrhEvalError(f"the file {path!r} {kind}; a path should name a file")
+    return file
+
+
+# ---------------------------------------------------------------- readers, by suffix
+
+
+def _read_safetensors(path: Path, spec: FeatureFile) -> _Content:
+    with safetensors.safe_open(path, framework="pt") as file:
+        names = _wanted(file.keys(), spec)
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _read_npz(path: Path, spec: FeatureFile) -> _Content:
+    with zipfile.ZipFile(path):
+        pass  # what is no archive, numpy would take for a pickle
+    with _without_objects(spec), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in _wanted(file, spec)}
+
+
+def _read_npy(path: Path, spec: FeatureFile) -> _Content:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)  # what has no magic bytes, numpy would take for a pickle
+    with _without_objects(spec):
+        return np.load(path, allow_pickle=False)
+
+
+@contextmanager
+def _without_objects(spec: FeatureFile) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise _refused(spec, "save plain arrays of floats") from error
+
+
+def _read_pt(path: Path, spec: FeatureFile) -> _Content:
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        # Noise among the instructions; every other refusal is of an object.
+        if "Unsupported operand" in str(error):
+            raise
+        raise _refused(spec, "save tensors only, as .safetensors or torch.save of them") from error
+    if isinstance(content, dict) and spec.names is None and _RELEASED in content:
+        return content[_RELEASED]
+    return content
+
+
+_READERS: dict[str, Callable[[Path, FeatureFile], _Content]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".npy": _read_npy,
+    ".pt": _read_pt,
+}
+
+
+def _refused(spec: FeatureFile, instead: str) -> PrhEvalError:
+    return PrhEvalError(
+        f"the feature file {spec.path!r} holds pickled objects, which can run code when they are "
+        f"read, so it was not; {instead}"
+    )
+
+
+# ---------------------------------------------------------------- from content to layers
+
+
+def _wanted(names: Any, spec: FeatureFile) -> list[str]:
+    """The names to read, in the order of the layers."""
+    present = [str(name) for name in names]
+    if spec.names is None:
+        return sorted(present, key=_natural)
+    for name in spec.names:
+        if name not in present:
+            raise PrhEvalError(
+                f"the feature file {spec.path!r} has no tensor {name!r}; "
+                f"{suggestion(name, present)}"
+            )
+    return spec.names
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Sorts block2 before block10; names that differ in leading zeros only stay apart."""
+    pieces = re.split(r"(\d+)", name)
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
+
+
+def _chosen(content: _Content, spec: FeatureFile) -> list[tuple[str, Any]]:
+    """What is to become layers, each with how to call it in a message."""
+    if isinstance(content, dict):
+        named = {str(name): value for name, value in content.items()}
+        return [(f"the tensor {name!r}", named[name]) for name in _wanted(named, spec)]
+    if spec.names is not None:
+        raise PrhEvalError(
+            f"the feature file {spec.path!r} holds no names; 'features.names' should be left out"
+        )
+    if isinstance(content, (list, tuple)):
+        return [(f"element {number}", value) for number, value in enumerate(content)]
+    return [("the tensor", content)]
+
+
+def _tensor(value: Any, name: str, spec: FeatureFile) -> Tensor:
+    """A tensor of float32 or float64, of the same values."""
+    where = f"{name} in the feature file {spec.path!r}"
+    if isinstance(value, np.ndarray):
+        kind: Any = value.dtype
+        usable = kind.kind == "f" and kind.itemsize <= 8
+    elif isinstance(value, Tensor):
+        kind = value.dtype if value.layout == torch.strided else value.layout
+        usable = kind != value.layout and value.is_floating_point()
+    else:
+        raise PrhEvalError(
+            f"{where} is of type {type(value).__name__}; it should be a tensor, or "
+            "'features.names' should name the tensors"
+        )
+    if not usable:
+        raise PrhEvalError(
+            f"{where} is of type {kind}; features should be saved as plain floating-point numbers"
+        )
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.asarray(value, dtype=kind.newbyteorder("=")))
+    tensor: Tensor = value.detach()
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def _layers(tensor: Tensor, name: str, spec: FeatureFile, n: int) -> Sequence[Tensor]:
+    shape = tuple(tensor.shape)
+    where = f"{name} in the feature file {spec.path!r} has shape {shape}"
+    if tensor.ndim not in (2, 3):
+        raise PrhEvalError(f"{where}; it should be (items, width) or (items, layers, width)")
+    if shape[0] != n and tensor.ndim == 3 and shape[1] == n:
+        raise PrhEvalError(
+            f"{where}, with the {n} items second; it should be (items, layers, width), here "
+            f"{(n, shape[0], shape[2])}"
+        )
+    if shape[0] != n:
+        raise PrhEvalError(
+            f"{where}, so {shape[0]} items where the paired data has {n}; it should have one row "
+            "an item, in the order of the paired data"
+        )
+    return [tensor] if tensor.ndim == 2 else tensor.unbind(dim=1)

@@ -1,0 +1,57 @@
+"""What all encoders have in common before they are loaded: their name, place and permissions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prh_eval.errors import PrhEvalError
+from prh_eval.hub import is_folder, load_error, missing_folder
+from prh_eval.schema import Encoder
+
+
+def encoder_name(encoder: Encoder) -> str:
+    """What messages call an encoder."""
+    at = f" (revision {encoder.revision!r})" if encoder.revision else ""
+    return f"the encoder {encoder.path!r}{at}"
+
+
+def encoder_folder(encoder: Encoder) -> Path | None:
+    """The local folder that an encoder is in; None for a hub id.
+
+    Raises:
+        PrhEvalError: If the folder is not there.
+    """
+    if not is_folder(encoder.path):
+        return None
+    folder = Path(encoder.path).expanduser()
+    if not folder.is_dir():
+        raise missing_folder(encoder_name(encoder), encoder.path)
+    return folder
+
+
+def check_remote_code(encoder: Encoder, allowed: bool) -> None:
+    """Refuse an encoder whose file asks for its repository's code where the person did not.
+
+    Args:
+        encoder: What a reference's file says.
+        allowed: Whether the command line allows such code.
+
+    Raises:
+        PrhEvalError: If it asks and may not.
+    """
+    if encoder.trust_remote_code and not allowed:
+        raise PrhEvalError(
+            f"{encoder_name(encoder)} is to run code from its repository; if you trust that code, "
+            "allow it with --trust_remote_code, otherwise leave 'encoder.trust_remote_code' out of "
+            "the file"
+        )
+
+
+def failed(encoder: Encoder, error: Exception) -> PrhEvalError:
+    """The sentence for an encoder that transformers or another library could not load."""
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return PrhEvalError(
+            f"{encoder_name(encoder)} needs code from its repository; if you trust that code, set "
+            "'encoder.trust_remote_code: true' in the file and pass --trust_remote_code"
+        )
+    return load_error(encoder_name(encoder), error)

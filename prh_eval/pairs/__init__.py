@@ -1,0 +1,1 @@
+"""Paired data: items that each have captions and an image or a target value."""

@@ -1,0 +1,298 @@
+"""The neighbour graphs of a reference: from the cache, or built and kept there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from prh_eval import __version__, store
+from prh_eval.alignment.graph import GRAPH_K, GRAPH_VERSION
+from prh_eval.alignment.neighbors import neighbor_graph
+from prh_eval.alignment.preprocess import preprocess, validate_features
+from prh_eval.alignment.preprocess import protocol as named_protocol
+from prh_eval.errors import PrhEvalError
+from prh_eval.features.files import file_fingerprint
+from prh_eval.features.parts import Parts
+from prh_eval.hub import folder_fingerprint, is_folder
+from prh_eval.pairs.dataset import PairedDataset
+from prh_eval.references.encode import encode
+from prh_eval.resources import cache_folder
+from prh_eval.schema import (
+    FeaturesReference,
+    LanguageReference,
+    Reference,
+    ValuesReference,
+    VisionReference,
+)
+from prh_eval.store import ArtifactError, GraphArtifact, fingerprint
+
+logger = logging.getLogger(__name__)
+
+_VERSIONED = ("torch", "transformers", "datasets", "pillow")
+
+
+def reference_artifact(
+    reference: Reference,
+    pairs: PairedDataset,
+    *,
+    protocol: str,
+    k: int = 10,
+    graph_k: int = GRAPH_K,
+    device: torch.device | str | None = None,
+    batch_size: int = 8,
+    workers: int | None = None,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+    rebuild: bool = False,
+    features: Path | None = None,
+) -> GraphArtifact:
+    """The neighbour graphs of a reference on paired data: from the cache, or built and kept there.
+
+    A cached artifact needs the captions only: no images and no encoder. It is built anew, and the
+    reason logged, if it is missing, cut short, edited, or anything that made it has changed.
+    Among several processes one builds and the others wait; a build that was killed goes on where
+    it was.
+
+    Args:
+        reference: What to build.
+        pairs: The items.
+        protocol: Name of the preprocessing protocol; it does not apply to Euclidean similarity.
+        k: Neighbourhood size that the graph must answer for.
+        graph_k: Neighbourhood size that a new graph answers for where the items allow it.
+        device: Where the encoder computes; None: the first GPU, else the CPU.
+        batch_size: Images or captions at once; halved when memory runs out.
+        workers: Threads that decode images; None: one a core, at most 8.
+        progress: Whether to show progress bars.
+        trust_remote_code: Whether the command line allows code from an encoder's repository; it
+            is run only if the reference's file asks for it too.
+        rebuild: Whether to build even where a current graph is in the cache.
+        features: Where to keep the features of every layer as they leave the encoder
+            (safetensors); None: they are not kept. Implies ``rebuild``.
+
+    Returns:
+        The graphs of all layers, with a header of everything that made them: ``made_from`` and
+        ``evidence`` decide whether it is current, ``facts`` and ``versions`` are recorded only.
+
+    Raises:
+        PrhEvalError: If the encoder cannot be loaded, an image or file cannot be read, or the
+            pairs do not have what the reference needs.
+    """
+    header = _header(reference, pairs, protocol)
+    path = artifact_path(header)
+    k = min(k, len(pairs) - 1)
+    rebuild = rebuild or features is not None
+    artifact, reason = (None, "it was asked for") if rebuild else _cached(path, header, k)
+    if artifact is not None:
+        return artifact
+    with ExitStack() as stack:
+        parts = None
+        try:
+            stack.enter_context(store.locked(path))
+        except OSError as error:
+            store.warn_unwritable(path, error)
+        else:
+            if not rebuild:
+                # Another process may have built it while this one waited.
+                artifact, reason = _cached(path, header, k)
+                if artifact is not None:
+                    return artifact
+            parts = _parts(path, header)
+        logger.info("building the reference %s: %s", reference.name, reason)
+        started = time.monotonic()
+        encoded = encode(
+            reference,
+            pairs,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            parts=parts,
+        )
+        if features is not None:
+            _keep_features(features, encoded.layers, header)
+        layers = encoded.layers
+        validate_features(layers, k=1, name=f"the features of the reference {reference.name}")
+        graph = neighbor_graph(
+            preprocess(layers, named_protocol(protocol))
+            if reference.similarity == "cosine"
+            else layers,
+            min(max(k, graph_k), len(pairs) - 1),
+            similarity=reference.similarity,
+        )
+        artifact = GraphArtifact(graph, {**header, "facts": encoded.facts})
+        if store.save_artifact(path, artifact):
+            seconds = time.monotonic() - started
+            logger.info("built the reference %s in %.0f s: %s", reference.name, seconds, path)
+        if parts is not None:
+            parts.clear()
+    return artifact
+
+
+def artifact_path(header: Mapping[str, Any]) -> Path:
+    """Where in the cache the artifact with this header belongs.
+
+    What a run chooses is in the file's name; what makes a file stale is in its header.
+    """
+    made_from = header["made_from"]
+    chosen = [made_from["items"], made_from.get("captions"), made_from["protocol"]]
+    name = f"{header['reference']}-{fingerprint(chosen)[:16]}{store.SUFFIX}"
+    return cache_folder() / "references" / name
+
+
+def current_artifact(
+    reference: Reference, pairs: PairedDataset, *, protocol: str
+) -> tuple[Path, GraphArtifact]:
+    """The artifact in the cache and its file; nothing is built.
+
+    Raises:
+        PrhEvalError: If there is none, or it is not current; the sentence says why.
+    """
+    header = _header(reference, pairs, protocol)
+    path = artifact_path(header)
+    artifact, reason = _cached(path, header, 1)
+    if artifact is None:
+        raise PrhEvalError(
+            f"the reference {reference.name} has no current graphs: {reason}; "
+            f"`prh-eval references build {reference.name}` builds them"
+        )
+    return path, artifact
+
+
+def definition(reference: Reference, protocol: str) -> dict[str, Any]:
+    """All of a reference's file that decides its graphs, in JSON values, the items apart.
+
+    Folders of this machine are left out: what is in them is looked at instead.
+    """
+    euclidean = reference.similarity == "euclidean"
+    decisive: dict[str, Any] = {
+        "kind": reference.kind,
+        "similarity": reference.similarity,
+        "protocol": None if euclidean else named_protocol(protocol).name,
+    }
+    if isinstance(reference, VisionReference):
+        decisive["pairs"] = reference.pairs.model_dump(
+            mode="json", exclude={"caption_column", "id_column"}
+        )
+        if reference.pairs.kind != "embedded":
+            _drop_folder(decisive["pairs"])
+    if isinstance(reference, VisionReference | LanguageReference):
+        decisive["encoder"] = reference.encoder.model_dump(
+            mode="json", exclude={"trust_remote_code"}
+        )
+        _drop_folder(decisive["encoder"])
+    if isinstance(reference, FeaturesReference):
+        decisive["features"] = {"names": reference.features.names}
+    if isinstance(reference, ValuesReference):
+        values = reference.values
+        decisive["values"] = values if isinstance(values, str) else {"columns": values.columns}
+    return decisive
+
+
+def differences(then: Any, now: Any, at: str = "") -> list[str]:
+    """The dotted keys at which two nested dicts differ."""
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [] if then == now else [at or "everything"]
+    prefix = f"{at}." if at else ""
+    return [
+        difference
+        for key in sorted({*then, *now})
+        for difference in differences(then.get(key), now.get(key), f"{prefix}{key}")
+    ]
+
+
+def _drop_folder(section: dict[str, Any]) -> None:
+    if section.get("kind") in ("imagefolder", "table") or is_folder(section["path"]):
+        section["path"] = None
+
+
+def _header(reference: Reference, pairs: PairedDataset, protocol: str) -> dict[str, Any]:
+    """Everything that makes the reference's graphs on these pairs, in JSON values."""
+    made_from = {
+        "graph_version": GRAPH_VERSION,
+        "items": pairs.items_fingerprint,
+        **definition(reference, protocol),
+    }
+    evidence: dict[str, Any] = {}
+    if isinstance(reference, LanguageReference):
+        made_from["captions"] = pairs.fingerprint
+    if isinstance(reference, VisionReference):
+        evidence["commit"] = pairs.commit
+        # A commit names the images; files of this machine have to be looked at.
+        evidence["images"] = pairs.images.fingerprint if pairs.images and not pairs.commit else None
+    if isinstance(reference, VisionReference | LanguageReference):
+        evidence["encoder"] = folder_fingerprint(reference.encoder.path)
+    if isinstance(reference, FeaturesReference):
+        evidence["features"] = _file(reference.features.path)
+    if isinstance(reference, ValuesReference) and not isinstance(reference.values, str):
+        evidence["values"] = _file(reference.values.path)
+    return {
+        "reference": reference.name,
+        "kind": reference.kind,
+        "pairs": {
+            "name": pairs.name,
+            "n": len(pairs),
+            "items": pairs.items_fingerprint,
+            "captions": pairs.fingerprint,
+        },
+        "made_from": made_from,
+        "evidence": evidence,
+        "versions": {"prh_eval": __version__, **{name: version(name) for name in _VERSIONED}},
+    }
+
+
+def _file(path: str) -> str | None:
+    return file_fingerprint(path) if Path(path).is_file() else None
+
+
+def _cached(path: Path, header: Mapping[str, Any], k: int) -> tuple[GraphArtifact | None, str]:
+    """The cached artifact, if it is whole and current; otherwise why it is not."""
+    if not path.exists():
+        return None, "it is not in the cache yet"
+    try:
+        artifact = store.read_artifact(path)
+    except ArtifactError as error:
+        return None, str(error)
+    changed = differences(artifact.header.get("made_from"), header["made_from"])
+    for name, now in header["evidence"].items():
+        then = artifact.header.get("evidence", {}).get(name)
+        # Offline, or where only captions are at hand, one of the two is not known.
+        if None not in (then, now) and then != now:
+            changed.append(name)
+    if changed:
+        return None, f"changed since it was built: {', '.join(changed)}"
+    if artifact.graph.k < k:
+        return None, f"its graph answers for k up to {artifact.graph.k} and {k} is asked for"
+    return artifact, ""
+
+
+def _parts(path: Path, header: Mapping[str, Any]) -> Parts:
+    """Where a build keeps what it has done; parts of an earlier definition are cleared away."""
+    folder = path.parent / "unfinished"
+    current = f"{path.stem}-{fingerprint([header['made_from'], header['evidence']])[:16]}"
+    for other in folder.glob(f"{path.stem}-*"):
+        if other.name != current:
+            Parts(other).clear()
+    return Parts(folder / current)
+
+
+def _keep_features(path: Path, layers: list[Tensor], header: Mapping[str, Any]) -> None:
+    """Write features as a reference of the kind features reads them."""
+    tensors = {f"layer_{number:03}": layer.contiguous() for number, layer in enumerate(layers)}
+    about = {"reference": header["reference"], "items": header["made_from"]["items"]}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        safetensors.torch.save_file(tensors, temporary, about)
+        temporary.replace(path)
+    except OSError as error:
+        raise PrhEvalError(f"the features cannot be written to {path}: {error}") from error
