@@ -6,18 +6,23 @@ After a change, ``PRH_EVAL_WRITE_DOCS=1 pytest tests/test_docs.py`` writes them 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from tabulate import tabulate
 
+from prh_eval import schema
 from prh_eval.cli import _parser
 from prh_eval.harness.options import PREFIX, TaskOptions
-from prh_eval.references import load_reference, reference_names
+from prh_eval.references.registry import load_reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,22 +51,91 @@ def tasks() -> str:
 
 def references() -> str:
     rows = []
-    for name in reference_names():
-        reference = load_reference(name)
-        about = [f"`{name}`", reference.kind, reference.description, reference.licence]
-        rows.append([*about, reference.similarity])
-    return table(["name", "kind", "what it is", "licence", "similarity"], rows)
+    for path in sorted((ROOT / "references").glob("*.yaml")):
+        reference = load_reference(path)
+        size = f"{reference.parameters / 1e6:,.0f} M" if reference.parameters else ""
+        about = [f"`{path.stem}`", reference.kind, reference.description, size]
+        rows.append([*about, reference.licence])
+    return table(["name", "kind", "what it is", "parameters", "licence"], rows)
+
+
+def keys() -> str:
+    """Every key that a reference's YAML may hold, from the models it is validated by."""
+    parts = []
+    for title, model, left_out in SECTIONS:
+        rows = []
+        for name, field in model.model_fields.items():
+            if name in left_out:
+                continue
+            default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
+            forms, meaning = values(field.annotation), str(field.description)
+            if (name, model) == ("kind", schema.VisionReference):
+                fields = [kind.model_fields["kind"] for kind in KINDS]
+                forms = " or ".join(values(each.annotation) for each in fields)
+                meaning = "; ".join(str(each.description) for each in fields)
+            if (name, model) == ("similarity", schema.VisionReference):
+                default += '; `"euclidean"` for `values`'
+            rows.append([f"`{name}`", forms, default, meaning])
+        parts.append(f"#### {title}\n\n{table(['key', 'value', 'default', 'meaning'], rows)}")
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def values(annotation: Any) -> str:
+    """What a key may hold, in words."""
+    return " or ".join(dict.fromkeys(_values(annotation)))
+
+
+def _values(annotation: Any) -> list[str]:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _values(inner[0])
+    if origin in (Union, UnionType):
+        return [word for each in inner if each is not type(None) for word in _values(each)]
+    if origin is Literal:
+        return [f"`{value}`" for value in inner]
+    if origin in (list, tuple):
+        plural = {"number": "numbers", "whole number": "whole numbers", "text": "texts"}
+        return ["list of " + plural[word] for word in _values(inner[0])]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return ["keys"]
+    return [{str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]]
 
 
 def commands() -> str:
     parser = _parser()
     (group,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    rows = [[f"`prh-eval {action.dest}`", str(action.help)] for action in group._choices_actions]
+    rows = []
+    for action in group._choices_actions:
+        inner = group.choices[action.dest]
+        below = [a for a in inner._actions if isinstance(a, argparse._SubParsersAction)]
+        if not below:
+            rows.append([f"`prh-eval {action.dest}`", str(action.help)])
+        for each in below[0]._choices_actions if below else []:
+            rows.append([f"`prh-eval {action.dest} {each.dest}`", str(each.help)])
     return table(["command", "what it does"], rows)
 
 
+KINDS = get_args(schema.Reference)
+# What all kinds of reference have in common is said once, under the first heading.
+COMMON = frozenset.intersection(*(frozenset(kind.model_fields) for kind in KINDS))
+
+SECTIONS: list[tuple[str, type[BaseModel], frozenset[str]]] = [
+    ("Every reference", schema.VisionReference, frozenset({"encoder"})),
+    ("`encoder` of `kind: vision`", schema.VisionEncoder, frozenset()),
+    ("`encoder.preprocessing`, where it is not `processor`", schema.Preprocessing, frozenset()),
+    ("`encoder` of `kind: language`", schema.LanguageEncoder, frozenset()),
+    ("`features` of `kind: features`", schema.FeatureFile, frozenset()),
+    ("`kind: values`", schema.ValuesReference, COMMON),
+    ("`values`, where it is a table", schema.ValueTable, frozenset()),
+    ("`pairs` of `kind: hub`", schema.HubPairs, frozenset()),
+    ("`pairs` of `kind: imagefolder`", schema.ImageFolderPairs, frozenset()),
+    ("`pairs` of `kind: table`", schema.TablePairs, frozenset()),
+    ("`pairs` of `kind: embedded`", schema.EmbeddedPairs, frozenset()),
+]
+
 BLOCKS: list[tuple[str, str, Callable[[], str]]] = [
     ("tasks/README.md", "options", options),
+    ("references/README.md", "keys", keys),
     ("README.md", "tasks", tasks),
     ("README.md", "references", references),
     ("README.md", "commands", commands),
