@@ -220,7 +220,25 @@ def choose(names: Sequence[str], protocol: str = "paper") -> list[Kept]:
         raise _no_common_data(names, candidates)
     if len(viable) > 1:
         raise _several_data(names, candidates, viable)
-    return [_only(name, fits) for name, fits in zip(names, viable[0], strict=True)]
+    chosen = [_only(name, fits) for name, fits in zip(names, viable[0], strict=True)]
+    for name, kept in zip(names, chosen, strict=True):
+        if not name.endswith(store.SUFFIX) and "reference" in kept.header:
+            _check_current(kept)
+    return chosen
+
+
+def _check_current(kept: Kept) -> None:
+    """Refuse graphs of a reference whose file has changed since; without a file they stand."""
+    from prh_eval.references.definition import changes
+    from prh_eval.references.registry import found_files, load_reference
+
+    if kept.name in found_files():
+        changed = changes(load_reference(kept.name), kept.header)
+        if changed:
+            raise PrhEvalError(
+                f"the file of the reference {kept.name!r} has changed since its graphs were built: "
+                f"{', '.join(changed)}; `prh-eval references build {kept.name}` builds them anew"
+            )
 
 
 def _candidates(

@@ -58,8 +58,40 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert (graphs["pairs"]["n"], graphs["made_from"]["protocol"]) == (20, "paper")
     assert run("show", "numbers") == 0
     out = capsys.readouterr().out
-    assert "\nBuilt: " in out
+    assert "\nBuilt (n = 20): " in out
     assert "facts.layers" in out
+
+
+def test_a_file_that_changed_since_is_told(
+    working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("build", "numbers")
+    file = working_folder / "references" / "numbers.yaml"
+    file.write_text(file.read_text() + "similarity: euclidean\n")
+    capsys.readouterr()
+    run("list", "--json")
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["numbers"]["built"] == "n = 20, before protocol, similarity changed"
+
+
+def test_graphs_of_another_definition_are_not_compared(
+    working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    write_numbers(working_folder / "references", "others", rows)
+    run("build", "numbers", "others")
+    capsys.readouterr()
+    assert main(["compare", "numbers", "others"]) == 0
+    file = working_folder / "references" / "others.yaml"
+    text = file.read_text()
+    file.write_text(text + "similarity: euclidean\n")
+    assert main(["compare", "numbers", "others"]) == 2
+    assert "'others' has changed since its graphs were built: protocol" in capsys.readouterr().err
+    # What decides no graph may change, and a file that is gone takes no graphs along.
+    file.write_text(text.replace("numbers of the name", "other words"))
+    assert main(["compare", "numbers", "others"]) == 0
+    file.unlink()
+    assert main(["compare", "numbers", "others"]) == 0
 
 
 def test_check(working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +146,8 @@ def test_build_says_why_and_where(
         (["build", "numbers", "cielab", "--features", "x.safetensors"], "one reference"),
         (["build", "numbers", "--features", "x.npy"], "should end in .safetensors"),
         (["build", "numbers", "--features", "references/numbers.npy/x.safetensors"], "x.safeten"),
+        (["build", "numbers", "--device", "cuda:99"], "'cuda:99' cannot be used here"),
+        (["build", "numbers", "--device", "banana"], "'banana' cannot be used here"),
         (["export", "numbers"], "has no current graphs"),
         (["export", "numbers", "cielab", "--output", "x.safetensors"], "one reference"),
         (["import", "nowhere.safetensors"], "there is no artifact nowhere.safetensors"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from prh_eval.commands.arguments import caption, not_negative, positive
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     build.add_argument("references", nargs="+", metavar="REFERENCE", help="names or YAML files")
     _add_which(build)
     _add_device(build)
-    build.add_argument("--batch-size", type=_positive, default=8, help="default: 8")
+    build.add_argument("--batch-size", type=positive, default=8, help="default: 8")
     build.add_argument(
         "--workers",
-        type=_not_negative,
+        type=not_negative,
         help="threads that decode images; default: a core each, at most 8",
     )
     build.add_argument(
-        "--k", type=_positive, default=100, help="largest neighbourhood kept; default: 100"
+        "--k", type=positive, default=100, help="largest neighbourhood kept; default: 100"
     )
     build.add_argument("--rebuild", action="store_true", help="build even what is current")
     build.add_argument(
@@ -84,7 +85,7 @@ def _add_which(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", default="paper", help="preprocessing; default: paper")
     parser.add_argument(
         "--caption",
-        type=_caption,
+        type=caption,
         default=0,
         help="which caption a language reference reads, or mean; default: 0",
     )
@@ -97,22 +98,6 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run code from the encoder's repository where the file asks for it",
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a number from 1")
-    return int(text)
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0")
-    return int(text)
-
-
-def _caption(text: str) -> int | Literal["mean"]:
-    return "mean" if text == "mean" else _not_negative(text)
 
 
 # ---------------------------------------------------------------- commands
@@ -133,7 +118,7 @@ def _list(arguments: argparse.Namespace) -> int:
                 "kind": reference.kind,
                 "what it is": reference.description,
                 "data": _data(reference),
-                "built": ", ".join(f"n = {each['pairs']['n']}" for each in built.get(name, [])),
+                "built": ", ".join(_state(reference, each) for each in built.get(name, [])),
                 "file": str(path),
             }
         )
@@ -170,7 +155,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if not graphs:
         print(f"\nNot built here yet: `prh-eval references build {reference.name}`")
     for header in graphs:
-        print(f"\nBuilt: {header['file']}")
+        print(f"\nBuilt ({_state(reference, header)}): {header['file']}")
         told: dict[str, Any] = {key: header.get(key, {}) for key in ("pairs", "facts", "versions")}
         print(tabulate(_flat(told), tablefmt="plain", disable_numparse=True))
     return 0
@@ -311,6 +296,15 @@ def _built() -> dict[str, list[dict[str, Any]]]:
     for path, header in kept_headers("references"):
         found.setdefault(header["reference"], []).append({**header, "file": str(path)})
     return found
+
+
+def _state(reference: Reference, header: dict[str, Any]) -> str:
+    """On how many items graphs were built, and whether the file has changed since."""
+    from prh_eval.references.definition import changes
+
+    changed = changes(reference, header)
+    old = f", before {', '.join(changed)} changed" if changed else ""
+    return f"n = {header['pairs']['n']}{old}"
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

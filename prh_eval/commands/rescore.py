@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
+
+from prh_eval.commands.arguments import caption, positive
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,26 +32,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="NAME", help="only these; by default all"
     )
-    parser.add_argument("--k", type=int, default=10, help="neighbourhood size; default: 10")
+    parser.add_argument("--k", type=positive, default=10, help="neighbourhood size; default: 10")
     parser.add_argument("--protocol", default="paper", help="preprocessing; default: paper")
     parser.add_argument(
         "--pooling", default="mean", help="over a caption's tokens, mean or last; default: mean"
     )
     parser.add_argument(
         "--caption",
-        type=_caption,
+        type=caption,
         default=0,
         help="which caption, where an item has several, or mean; default: 0",
     )
     parser.set_defaults(command=_rescore)
-
-
-def _caption(text: str) -> int | Literal["mean"]:
-    if text == "mean":
-        return "mean"
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0, or mean")
-    return int(text)
 
 
 def _rescore(arguments: argparse.Namespace) -> int:

@@ -22,8 +22,9 @@ from prh_eval.alignment.preprocess import protocol as named_protocol
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.files import file_fingerprint
 from prh_eval.features.parts import Parts
-from prh_eval.hub import folder_fingerprint, is_folder
+from prh_eval.hub import folder_fingerprint
 from prh_eval.pairs.dataset import PairedDataset
+from prh_eval.references.definition import definition, differences
 from prh_eval.references.encode import encode
 from prh_eval.resources import cache_folder
 from prh_eval.schema import (
@@ -166,53 +167,6 @@ def current_artifact(
             f"`prh-eval references build {reference.name}` builds them"
         )
     return path, artifact
-
-
-def definition(reference: Reference, protocol: str) -> dict[str, Any]:
-    """All of a reference's file that decides its graphs, in JSON values, the items apart.
-
-    Folders of this machine are left out: what is in them is looked at instead.
-    """
-    euclidean = reference.similarity == "euclidean"
-    decisive: dict[str, Any] = {
-        "kind": reference.kind,
-        "similarity": reference.similarity,
-        "protocol": None if euclidean else named_protocol(protocol).name,
-    }
-    if isinstance(reference, VisionReference):
-        decisive["pairs"] = reference.pairs.model_dump(
-            mode="json", exclude={"caption_column", "id_column"}
-        )
-        if reference.pairs.kind != "embedded":
-            _drop_folder(decisive["pairs"])
-    if isinstance(reference, VisionReference | LanguageReference):
-        decisive["encoder"] = reference.encoder.model_dump(
-            mode="json", exclude={"trust_remote_code"}
-        )
-        _drop_folder(decisive["encoder"])
-    if isinstance(reference, FeaturesReference):
-        decisive["features"] = {"names": reference.features.names}
-    if isinstance(reference, ValuesReference):
-        values = reference.values
-        decisive["values"] = values if isinstance(values, str) else {"columns": values.columns}
-    return decisive
-
-
-def differences(then: Any, now: Any, at: str = "") -> list[str]:
-    """The dotted keys at which two nested dicts differ."""
-    if not (isinstance(then, dict) and isinstance(now, dict)):
-        return [] if then == now else [at or "everything"]
-    prefix = f"{at}." if at else ""
-    return [
-        difference
-        for key in sorted({*then, *now})
-        for difference in differences(then.get(key), now.get(key), f"{prefix}{key}")
-    ]
-
-
-def _drop_folder(section: dict[str, Any]) -> None:
-    if section.get("kind") in ("imagefolder", "table") or is_folder(section["path"]):
-        section["path"] = None
 
 
 def _header(reference: Reference, pairs: PairedDataset, protocol: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def encode(
         PrhEvalError: If the pairs have no images or colours where they are needed, an encoder
             cannot be loaded or cannot take the items, or a file does not fit the items.
     """
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = _device(device)
     facts: dict[str, Any] = {}
     if isinstance(reference, VisionReference):
         if pairs.images is None:
@@ -109,6 +109,18 @@ def encode(
     _compare_parameters(reference, facts.get("parameters"))
     widths = [layer.shape[1] for layer in layers]
     return Encoded(layers, {**facts, "layers": len(layers), "widths": widths})
+
+
+def _device(given: torch.device | str | None) -> torch.device:
+    """The device that was asked for; by default the first GPU, else the CPU."""
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=given).device
+    except (RuntimeError, AssertionError) as error:
+        raise PrhEvalError(
+            f"the device {str(given)!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _values(reference: ValuesReference, pairs: PairedDataset) -> list[Tensor]:

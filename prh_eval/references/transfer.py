@@ -8,7 +8,8 @@ from pathlib import Path
 from prh_eval import store
 from prh_eval.errors import PrhEvalError
 from prh_eval.pairs.dataset import PairedDataset
-from prh_eval.references.build import artifact_path, current_artifact, definition, differences
+from prh_eval.references.build import artifact_path, current_artifact
+from prh_eval.references.definition import changes
 from prh_eval.references.registry import load_reference, reference_names
 from prh_eval.schema import Reference
 
@@ -68,10 +69,7 @@ def import_artifact(path: Path) -> Path:
             f"{path} holds the graphs of the reference {name!r}, which is not known here; put its "
             f"{name}.yaml into ./references/ first"
         )
-    protocol = made_from.get("protocol") or "paper"
-    here = definition(load_reference(name), protocol)
-    there = {key: value for key, value in made_from.items() if key in here}
-    changed = differences(there, here)
+    changed = changes(load_reference(name), header)
     if changed:
         raise PrhEvalError(
             f"{path} was built from another definition of {name!r} than the one here; they differ "
