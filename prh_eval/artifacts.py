@@ -223,17 +223,17 @@ def choose(names: Sequence[str], protocol: str = "paper") -> list[Kept]:
     chosen = [_only(name, fits) for name, fits in zip(names, viable[0], strict=True)]
     for name, kept in zip(names, chosen, strict=True):
         if not name.endswith(store.SUFFIX) and "reference" in kept.header:
-            _check_current(kept)
+            _check_current(name, kept)
     return chosen
 
 
-def _check_current(kept: Kept) -> None:
+def _check_current(given: str, kept: Kept) -> None:
     """Refuse graphs of a reference whose file has changed since; without a file they stand."""
     from prh_eval.references.definition import changes
     from prh_eval.references.registry import found_files, load_reference
 
-    if kept.name in found_files():
-        changed = changes(load_reference(kept.name), kept.header)
+    if given.endswith(".yaml") or kept.name in found_files():
+        changed = changes(load_reference(given), kept.header)
         if changed:
             raise PrhEvalError(
                 f"the file of the reference {kept.name!r} has changed since its graphs were built: "

@@ -79,17 +79,30 @@ def write_artifact(path: Path, artifact: GraphArtifact) -> None:
         # We hold the lock, so any temporary of this file was left behind by a killed process.
         for leftover in path.parent.glob(f".{path.name}.*.tmp"):
             leftover.unlink(missing_ok=True)
-        # Not tempfile's, which only its owner may read: a cache folder may be shared.
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file that is there whole or not at all.
+
+    Args:
+        path: The file; its folder exists.
+
+    Yields:
+        What to write to in its place; it becomes the file when the block ends without an error.
+    """
+    # Not tempfile's, which only its owner may read: a cache folder may be shared.
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_artifact(path: Path, artifact: GraphArtifact) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -13,6 +14,7 @@ import yaml
 from reference_files import write_numbers
 
 from prh_eval.cli import main
+from prh_eval.errors import PrhEvalError
 from prh_eval.schema import REFERENCE
 
 
@@ -135,6 +137,41 @@ def test_build_says_why_and_where(
     kept = safetensors.numpy.load_file("kept.safetensors")
     rows = np.load(working_folder / "references" / "numbers.npy")
     np.testing.assert_array_equal(np.stack([kept["layer_000"], kept["layer_001"]], 1), rows)
+
+
+def test_every_option_reaches_the_build(
+    working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (working_folder / "references" / "captions.csv").write_text(
+        "one,two\n" + "".join(f"a {i},b {i}\n" for i in range(20))
+    )
+    file = working_folder / "references" / "numbers.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["pairs"]["caption_column"] = ["one", "two"]
+    file.write_text(yaml.safe_dump(content))
+    seen = {}
+
+    def build(reference: Any, pairs: Any, **options: Any) -> Any:
+        seen.update(options, captions=pairs.captions[0])
+        raise PrhEvalError("far enough")
+
+    monkeypatch.setattr("prh_eval.references.build.reference_artifact", build)
+    options = ["--device", "cpu", "--batch-size", "3", "--workers", "0", "--k", "7", "--rebuild"]
+    options += ["--protocol", "unclipped", "--features", "f.safetensors", "--trust-remote-code"]
+    for caption, captions in (("0", ("a 0",)), ("1", ("b 0",)), ("mean", ("a 0", "b 0"))):
+        assert run("build", "numbers", "--caption", caption, *options) == 2
+        assert seen == {
+            "captions": captions,
+            "device": "cpu",
+            "batch_size": 3,
+            "workers": 0,
+            "k": 7,
+            "graph_k": 7,
+            "rebuild": True,
+            "protocol": "unclipped",
+            "features": Path("f.safetensors"),
+            "trust_remote_code": True,
+        }
 
 
 @pytest.mark.parametrize(

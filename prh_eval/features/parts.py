@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +13,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from prh_eval.store import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +81,10 @@ class Parts:
         named = {f"{number:06d}": layer for number, layer in enumerate(layers)}
         data = safetensors.torch.save(named, {"sha256": self._checksum(layers)})
         path = self._path(start)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            with replacing(path) as temporary:
+                temporary.write_bytes(data)
         except OSError as error:
             self._writable = False
             logger.warning(

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -245,8 +246,8 @@ def _keep_features(path: Path, layers: list[Tensor], header: Mapping[str, Any]) 
     about = {"reference": header["reference"], "items": header["made_from"]["items"]}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        safetensors.torch.save_file(tensors, temporary, about)
-        temporary.replace(path)
-    except OSError as error:
+        with store.replacing(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, about)
+    # safetensors has errors of its own for a full disk.
+    except (OSError, safetensors.SafetensorError) as error:
         raise PrhEvalError(f"the features cannot be written to {path}: {error}") from error

@@ -38,9 +38,8 @@ def export_artifact(
         raise PrhEvalError(f"the file {output} should end in {store.SUFFIX}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.tmp")
-        shutil.copyfile(source, temporary)
-        temporary.replace(output)
+        with store.replacing(output) as temporary:
+            shutil.copyfile(source, temporary)
     except OSError as error:
         raise PrhEvalError(f"{output} cannot be written: {error.strerror or error}") from error
     return output

@@ -108,11 +108,22 @@ def test_clear_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_part_of_another_commit_is_absent(tmp_path: Path) -> None:
+    layers = drawn(2, 3)
+    parts = Parts(tmp_path)
+    parts.commit = "a" * 40
+    parts.write(0, layers)
+    for commit, there in (("a" * 40, True), ("b" * 40, False), (None, False)):
+        again = Parts(tmp_path)
+        again.commit = commit
+        assert (again.read(0) is not None) == there
+
+
 def test_a_killed_write_leaves_no_part(tmp_path: Path) -> None:
     program = (
         "import os, sys, torch\nfrom pathlib import Path\n"
         "from prh_eval.features import parts\n"
-        "parts.os.replace = lambda *_: os._exit(9)\n"
+        "os.replace = lambda *_: os._exit(9)\n"
         "parts.Parts(Path(sys.argv[1])).write(0, [torch.ones(2, 2)])\n"
     )
     ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)

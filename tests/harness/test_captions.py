@@ -56,7 +56,9 @@ def features(model: Path) -> np.ndarray:
     body = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
     def of(text: str) -> torch.Tensor:
-        states = body(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        # Not what else a tokenizer may give: GPT-2 adds token types to its embeddings.
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        states = body(input_ids=ids, output_hidden_states=True)
         return torch.cat([state.mean(dim=1) for state in states.hidden_states]).double()
 
     with torch.no_grad():

@@ -108,6 +108,28 @@ def test_images_become_the_blocks_of_the_encoder(tmp_path: Path) -> None:
     assert "mean" in json.dumps(made.facts["input"])
 
 
+@pytest.mark.parametrize("kind", ["vision", "language"])
+def test_parts_of_another_commit_are_not_read(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "vision":
+        make_dinov2(tmp_path / "model")
+        described, images = vision(tmp_path / "model"), pictures()
+        where = "prh_eval.features.vision_transformers.cached_commit"
+    else:
+        saved_language_model(tmp_path / "model")
+        described, images = language(tmp_path / "model"), None
+        where = "prh_eval.features.sentences.cached_commit"
+    parts = Parts(tmp_path / "parts")
+    for commit in ("a" * 40, "b" * 40):
+        monkeypatch.setattr(where, lambda *_, commit=commit: commit)
+        encode(described, items(images=images), progress=False, parts=parts)
+        assert parts.commit == commit
+        assert parts.read(0) is not None
+    parts.commit = "a" * 40
+    assert parts.read(0) is None
+
+
 def test_without_images_the_key_is_named(tmp_path: Path) -> None:
     message = refusal(vision(tmp_path), items())
     assert message == (
