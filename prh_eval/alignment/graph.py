@@ -63,8 +63,15 @@ class NeighborGraph:
         Raises:
             ValueError: If k is outside 1..``self.k``.
         """
-        needed = (self.weights(k) > 0).flatten(0, 1).any(dim=0)
-        width = int(needed.nonzero().max()) + 1
+        self._check(k)
+        width = k
+        # As long as some row's neighbours still tie with its k-th.
+        tied = torch.ones_like(self.tied[..., 0])
+        for column in self.tied[..., k:].unbind(dim=-1):
+            tied = tied & column
+            if not tied.any():
+                break
+            width += 1
         return NeighborGraph(self.indices[..., :width], self.tied[..., :width], k)
 
     def weights(self, k: int) -> Tensor:
@@ -83,8 +90,7 @@ class NeighborGraph:
         Raises:
             ValueError: If k is outside 1..``self.k``.
         """
-        if not 1 <= k <= self.k:
-            raise ValueError(f"k = {k} is outside 1..{self.k}, the sizes this graph answers for")
+        self._check(k)
         position = torch.arange(self.width, device=self.indices.device)
         present = self.indices >= 0
         starts = present & ~self.tied
@@ -98,3 +104,7 @@ class NeighborGraph:
         places = (torch.clamp(end, max=k) - first).clamp(min=0).to(torch.float64)
         size = (end - first).clamp(min=1)
         return torch.where(present, places / size, 0.0)
+
+    def _check(self, k: int) -> None:
+        if not 1 <= k <= self.k:
+            raise ValueError(f"k = {k} is outside 1..{self.k}, the sizes this graph answers for")
