@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
@@ -152,3 +153,34 @@ def test_generated_table_is_current(file: str, name: str, generate: Callable[[],
     if os.environ.get("PRH_EVAL_WRITE_DOCS"):
         path.write_text(wanted, encoding="utf-8")
     assert wanted == path.read_text(encoding="utf-8"), __doc__
+
+
+PAGES = [ROOT / name for name in ("README.md", "references/README.md", "CONTRIBUTING.md")]
+
+
+def test_every_command_that_is_shown_is_one() -> None:
+    shown = [
+        line.split(" > ")[0].removesuffix("`")
+        for page in PAGES
+        for line in re.findall(r"(?:^|`|&& )(prh-eval [^`\n|]+)", page.read_text(), flags=re.M)
+        if not line.startswith("prh-eval run") and "<" not in line
+    ]
+    assert len(shown) > 10
+    for line in shown:
+        try:
+            _parser().parse_args(shlex.split(line)[1:])
+        except SystemExit:
+            # A command may be spoken of without what it is given, as in a table of commands.
+            inside = _parser().format_help() if len(line.split()) < 4 else ""
+            assert line.split()[1] in inside, line
+
+
+def test_every_reference_that_is_shown_is_one() -> None:
+    shown = [
+        block
+        for page in PAGES
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.S)
+    ]
+    assert len(shown) > 5
+    for block in shown:
+        schema.REFERENCE.validate_python(yaml.safe_load(block))
