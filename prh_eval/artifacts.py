@@ -232,8 +232,9 @@ def _check_current(given: str, kept: Kept) -> None:
     from prh_eval.references.definition import changes
     from prh_eval.references.registry import found_files, load_reference
 
-    if given.endswith(".yaml") or kept.name in found_files():
-        changed = changes(load_reference(given), kept.header)
+    file = Path(given) if given.endswith(".yaml") else found_files().get(kept.name)
+    if file is not None and file.is_file():
+        changed = changes(load_reference(file), kept.header)
         if changed:
             raise PrhEvalError(
                 f"the file of the reference {kept.name!r} has changed since its graphs were built: "

@@ -87,6 +87,7 @@ def test_graphs_of_another_definition_are_not_compared(
     file = working_folder / "references" / "others.yaml"
     text = file.read_text()
     file.write_text(text + "similarity: euclidean\n")
+    assert main(["compare", "numbers", "references/others.yaml"]) == 2
     assert main(["compare", "numbers", "others"]) == 2
     assert "'others' has changed since its graphs were built: protocol" in capsys.readouterr().err
     # What decides no graph may change, and a file that is gone takes no graphs along.
