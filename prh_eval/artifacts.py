@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import safetensors
-
 from prh_eval import store
 from prh_eval.alignment.graph import GRAPH_VERSION
 from prh_eval.errors import PrhEvalError, suggestion
@@ -67,15 +65,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: If the file is missing, is no artifact, or is of another version.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        raise ArtifactError(f"{path} is cut short or is no artifact: {error}") from error
-    if metadata.get("format") != store.FORMAT:
-        raise ArtifactError(f"{path} does not have the format {store.FORMAT!r}")
+    metadata = store.read_metadata(path)
     try:
         header = json.loads(metadata["header"])
         pairs = header["pairs"]

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from prh_eval.errors import PrhEvalError
+from prh_eval.store import content_sha256
 
 _WITHOUT_NETWORK = (
     "without a network use the task prh_align_color, which needs no download, "
@@ -30,6 +31,30 @@ def is_folder(path: str) -> bool:
     As in datasets and transformers, an existing folder wins over a hub id of the same spelling.
     """
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_dir()
+
+
+def named(what: str, path: str, revision: str | None) -> str:
+    """What messages call something of the hub, as ``the encoder 'a/b' (revision 'main')``."""
+    at = f" (revision {revision!r})" if revision else ""
+    return f"the {what} {path!r}{at}"
+
+
+def local_folder(path: str, what: str) -> Path | None:
+    """The folder on this machine that a person means; None for a hub id.
+
+    Args:
+        path: As the person wrote it.
+        what: What is in it, for the message.
+
+    Raises:
+        PrhEvalError: If the folder is not there.
+    """
+    if not is_folder(path):
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise missing_folder(what, path)
+    return folder
 
 
 def load_error(what: str, error: BaseException) -> PrhEvalError:
@@ -74,11 +99,7 @@ def folder_fingerprint(path: str) -> str | None:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".bin") and file.is_file():
-            content = hashlib.sha256()
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 24):
-                    content.update(block)
-            digest.update(f"{file.name} {content.hexdigest()}\n".encode())
+            digest.update(f"{file.name} {content_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -283,6 +283,12 @@ class ValueTable(Section):
 # ---------------------------------------------------------------- references
 
 
+_SIMILARITY = (
+    "how neighbours are ranked. cosine: after the task's protocol (clipping, rows of unit length); "
+    "euclidean: the values as they are, neither clipped nor normalised"
+)
+
+
 class _Common(Section):
     """What all kinds of reference have in common."""
 
@@ -306,12 +312,7 @@ class _Common(Section):
     parameters: Annotated[StrictInt, Field(gt=0)] | None = Field(
         None, description="number of parameters"
     )
-
-
-_SIMILARITY = (
-    "how neighbours are ranked. cosine: after the task's protocol (clipping, rows of unit length); "
-    "euclidean: the values as they are, neither clipped nor normalised"
-)
+    similarity: Similarity = Field("cosine", description=_SIMILARITY)
 
 
 class VisionReference(_Common):
@@ -319,7 +320,6 @@ class VisionReference(_Common):
 
     kind: Literal["vision"] = Field(description="vision: an image encoder")
     encoder: VisionEncoder = Field(description="the encoder")
-    similarity: Similarity = Field("cosine", description=_SIMILARITY)
 
 
 class LanguageReference(_Common):
@@ -327,7 +327,6 @@ class LanguageReference(_Common):
 
     kind: Literal["language"] = Field(description="language: a language model, on the captions")
     encoder: LanguageEncoder = Field(description="the encoder")
-    similarity: Similarity = Field("cosine", description=_SIMILARITY)
 
 
 class FeaturesReference(_Common):
@@ -335,7 +334,6 @@ class FeaturesReference(_Common):
 
     kind: Literal["features"] = Field(description="features: features from a file")
     features: FeatureFile = Field(description="the file")
-    similarity: Similarity = Field("cosine", description=_SIMILARITY)
 
 
 class ValuesReference(_Common):

@@ -62,6 +62,19 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(_canonical(value).encode("ascii")).hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal; read in blocks.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def write_artifact(path: Path, artifact: GraphArtifact) -> None:
     """Write a file that is there whole or not at all, even if the process is killed.
 
@@ -125,25 +138,22 @@ def read_artifact(path: Path) -> GraphArtifact:
     Raises:
         ArtifactError: If the file is missing, cut short, edited, of another format, or not ours.
     """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise ArtifactError(f"there is no artifact {path}") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        raise ArtifactError(f"{path} is cut short or is no artifact: {error}") from error
-    if metadata.get("format") != FORMAT:
-        found = repr(metadata["format"]) if "format" in metadata else "none"
-        raise ArtifactError(f"{path} has the format {found}; this version reads {FORMAT!r}")
+    metadata, arrays = _opened(path, arrays=True)
     if metadata.get("sha256") != _digest(metadata, arrays):
         raise ArtifactError(f"{path} was edited or damaged: its checksum does not fit its content")
     try:
         return _decode(metadata, arrays)
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{path} does not hold neighbour graphs: {error}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What an artifact's file says of itself; the graphs are neither read nor verified.
+
+    Raises:
+        ArtifactError: If the file is missing, cut short, of another format, or not ours.
+    """
+    return _opened(path, arrays=False)[0]
 
 
 @contextmanager
@@ -179,6 +189,25 @@ def _warn_once(folder: str, reason: str) -> None:
         folder,
         reason,
     )
+
+
+def _opened(path: Path, *, arrays: bool) -> tuple[dict[str, str], _Arrays]:
+    """A file's metadata and, if wanted, its arrays."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if arrays else ()
+            found = {name: file.get_tensor(name) for name in names}
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no artifact {path}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise ArtifactError(f"{path} is cut short or is no artifact: {error}") from error
+    if metadata.get("format") != FORMAT:
+        format_ = repr(metadata["format"]) if "format" in metadata else "none"
+        raise ArtifactError(f"{path} has the format {format_}; this version reads {FORMAT!r}")
+    return metadata, found
 
 
 def _canonical(value: Any) -> str:

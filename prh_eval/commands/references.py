@@ -106,19 +106,20 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _list(arguments: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    from prh_eval.references.registry import load_reference, reference_files
+    from prh_eval.references.registry import valid_references
 
     built = _built()
     rows = []
-    for name, path in reference_files().items():
-        reference = load_reference(name)
+    for path, reference in valid_references().items():
         rows.append(
             {
-                "name": name,
+                "name": reference.name,
                 "kind": reference.kind,
                 "what it is": reference.description,
                 "data": _data(reference),
-                "built": ", ".join(_state(reference, each) for each in built.get(name, [])),
+                "built": ", ".join(
+                    _state(reference, each) for each in built.get(reference.name, [])
+                ),
                 "file": str(path),
             }
         )
@@ -137,12 +138,11 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from tabulate import tabulate
 
-    from prh_eval.references.registry import load_reference, reference_files
+    from prh_eval.references.registry import found_files, load_reference
 
-    reference = load_reference(arguments.reference)
-    file = reference_files().get(reference.name)
-    if arguments.reference.endswith(".yaml"):
-        file = Path(arguments.reference)
+    given = arguments.reference
+    reference = load_reference(given)
+    file = Path(given) if given.endswith(".yaml") else found_files()[given]
     graphs = _built().get(reference.name, [])
     if arguments.json:
         content = reference.model_dump(mode="json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.schema import FeatureFile
+from prh_eval.store import content_sha256
 
 # Under this name the released code of arXiv 2405.07987 keeps its features, beside other things.
 _RELEASED = "feats"
@@ -84,14 +84,10 @@ def file_fingerprint(path: str) -> str:
     Raises:
         PrhEvalError: If there is no such file or it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with _existing(path).open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
+        return content_sha256(_existing(path))
     except OSError as error:
         raise PrhEvalError(f"the file {path!r} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def _existing(path: str) -> Path:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.hub import is_folder, load_error, missing_folder
+from prh_eval.hub import load_error, local_folder, named
 from prh_eval.schema import Encoder
 
 
 def encoder_name(encoder: Encoder) -> str:
     """What messages call an encoder."""
-    at = f" (revision {encoder.revision!r})" if encoder.revision else ""
-    return f"the encoder {encoder.path!r}{at}"
+    return named("encoder", encoder.path, encoder.revision)
 
 
 def encoder_folder(encoder: Encoder) -> Path | None:
@@ -21,12 +20,7 @@ def encoder_folder(encoder: Encoder) -> Path | None:
     Raises:
         PrhEvalError: If the folder is not there.
     """
-    if not is_folder(encoder.path):
-        return None
-    folder = Path(encoder.path).expanduser()
-    if not folder.is_dir():
-        raise missing_folder(encoder_name(encoder), encoder.path)
-    return folder
+    return local_folder(encoder.path, encoder_name(encoder))
 
 
 def check_remote_code(encoder: Encoder, allowed: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,6 +15,7 @@ from prh_eval.errors import PrhEvalError
 from prh_eval.features.language import LanguageFeatures, Pooling, language_features
 from prh_eval.features.language_body import body, context_length
 from prh_eval.features.language_loading import load_language_model, load_sentence_transformer
+from prh_eval.features.memory import halved
 from prh_eval.features.parts import Parts, resumed
 from prh_eval.hub import cached_commit
 from prh_eval.schema import LanguageEncoder
@@ -236,20 +236,12 @@ def _truncated(model: SentenceTransformer, texts: list[str]) -> int | None:
 
 def _halving(run: Callable[[int], _T], batch_size: int, device: torch.device | str) -> _T:
     """Run with a batch size, halved as long as memory runs out."""
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+    from accelerate.utils.memory import clear_device_cache
 
+    instead = "use another device, or set 'encoder.max_length'"
     while True:
         try:
             return run(batch_size)
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-                raise
-            if batch_size == 1:
-                raise PrhEvalError(
-                    f"one caption does not fit into the memory of {device}; use another device, or "
-                    "set 'encoder.max_length'"
-                ) from error
-        # Outside the handler, whose traceback holds on to the memory.
-        batch_size = math.ceil(batch_size / 2)
-        logger.warning("out of memory on %s: batches of %d now", device, batch_size)
+            batch_size = halved(batch_size, error, device, "one caption", instead)
         clear_device_cache(garbage_collection=True)

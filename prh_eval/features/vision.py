@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.loading import check_remote_code
+from prh_eval.features.memory import halved
 from prh_eval.schema import VisionEncoder
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _read(
     model: VisionModel, prepared: Iterator[Tensor], batch_size: int, bar: tqdm[Any]
 ) -> tuple[list[Tensor], int]:
     """The layers of prepared images, and the batch size that fitted into memory."""
-    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+    from accelerate.utils.memory import clear_device_cache
 
     batches: list[list[Tensor]] = []
     waiting: list[Tensor] = []
@@ -173,20 +173,14 @@ def _read(
         try:
             batches.append(model.read(_stack(batch)))
         except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-                raise
-            if batch_size == 1:
-                height, width = batch[0].shape[1:]
-                raise PrhEvalError(
-                    f"one image of {height} x {width} pixels does not fit into the memory of "
-                    f"{model.device}; use another device"
-                ) from error
-            batch_size = math.ceil(batch_size / 2)
-            logger.warning("out of memory on %s: batches of %d now", model.device, batch_size)
-            clear_device_cache(garbage_collection=True)
+            height, width = batch[0].shape[1:]
+            what = f"one image of {height} x {width} pixels"
+            batch_size = halved(batch_size, error, model.device, what, "use another device")
+        else:
+            del waiting[: len(batch)]
+            bar.update(len(batch))
             continue
-        del waiting[: len(batch)]
-        bar.update(len(batch))
+        clear_device_cache(garbage_collection=True)
 
 
 def _stack(batch: list[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ import datasets
 from huggingface_hub import constants, file_download
 
 from prh_eval.errors import PrhEvalError, suggestion
-from prh_eval.hub import is_folder, load_error, missing_folder
+from prh_eval.hub import load_error, local_folder, named
 from prh_eval.pairs.captions import caption_columns, captions_of
 from prh_eval.pairs.dataset import PairedDataset
 from prh_eval.pairs.images import Images
@@ -28,12 +28,9 @@ def read_hub(spec: HubPairs) -> PairedDataset:
     Raises:
         PrhEvalError: If the data cannot be reached, or a column is missing or holds something else.
     """
-    at = f" (revision {spec.revision!r})" if spec.revision else ""
-    name = f"the data set {spec.path!r}{at}"
-    local = is_folder(spec.path)
-    path = str(Path(spec.path).expanduser()) if local else spec.path
-    if local and not Path(path).is_dir():
-        raise missing_folder(name, spec.path)
+    name = named("data set", spec.path, spec.revision)
+    folder = local_folder(spec.path, name)
+    path = str(folder or spec.path)
     try:
         rows = datasets.load_dataset(
             path, name=spec.subset, revision=spec.revision, split=spec.split
@@ -42,7 +39,7 @@ def read_hub(spec: HubPairs) -> PairedDataset:
     except Exception as error:
         raise load_error(name, error) from error
     commit = _commit(rows)
-    if not local:
+    if folder is None:
         _check_revision(spec, commit)
     ids = tuple(map(str, range(len(rows))))
     texts = {
