@@ -123,6 +123,7 @@ def _place(location: Sequence[str | int], model: Any) -> tuple[str, list[str], l
             continue
         if isinstance(part, int):
             key += f"[{part}]"
+            here = next((get_args(e)[0] for e in _members(here) if get_origin(e) is list), None)
             continue
         fields = _fields(here)
         section = list(fields)

@@ -177,11 +177,7 @@ def noise_interval(
         note = _few_families(names)
     redrawn_x = x + x_errors * rng.standard_normal((draws, len(x)))
     redrawn_y = y + y_errors * rng.standard_normal((draws, len(y)))
-    values = [
-        _spearman_of_copies(a, b, c[None])
-        for a, b, c in zip(redrawn_x, redrawn_y, copies, strict=True)
-    ]
-    return _interval(np.concatenate(values), level, note)
+    return _interval(_spearman_of_copies(redrawn_x, redrawn_y, copies), level, note)
 
 
 def family_sign_flip_test(
@@ -289,24 +285,41 @@ def _copies(units: int, draws: int, rng: np.random.Generator) -> Floats:
 def _spearman_of_copies(x: Floats, y: Floats, copies: Floats) -> Floats:
     """Spearman's correlation when model i is there copies[d, i] times, for each draw d; (draws,).
 
-    A model's mid-rank among the copies is those below it, half of those equal to it, and 1/2; so
-    all draws are one matrix product. NaN where a draw has one score only on a side.
+    NaN where a draw has one score only on a side.
+
+    Args:
+        x: Scores, shape (n,) or (draws, n).
+        y: As `x`.
+        copies: Whole numbers, shape (draws, n).
     """
-    total = copies.sum(axis=1, keepdims=True)
-
-    def centred(scores: Floats) -> Floats:
-        below = (scores[:, None] < scores).astype(np.float64)
-        equal = (scores[:, None] == scores).astype(np.float64)
-        ranks: Floats = copies @ (below + equal / 2) - total / 2
-        return ranks
-
-    a, b = centred(x), centred(y)
+    a, b = (_centred_ranks_of_copies(np.broadcast_to(z, copies.shape), copies) for z in (x, y))
     covariance = (copies * a * b).sum(axis=1)
     variances = (copies * a * a).sum(axis=1) * (copies * b * b).sum(axis=1)
     values = np.full(len(copies), math.nan)
     # Sums of multiples of 1/4 are exact: no spread is exactly 0.
     np.divide(covariance, np.sqrt(variances), out=values, where=variances > 0)
     return np.asarray(np.clip(values, -1.0, 1.0), dtype=np.float64)
+
+
+def _centred_ranks_of_copies(scores: Floats, copies: Floats) -> Floats:
+    """Each model's mid-rank among the copies in its draw, less their mean; (draws, n).
+
+    It is the number of copies below it and half of those equal to it, less half of all.
+    """
+    order = np.argsort(scores, axis=1)
+    ranked = np.take_along_axis(copies, order, axis=1)
+    in_order = np.take_along_axis(scores, order, axis=1)
+    # Where a run of equal scores begins, in all draws one after the other.
+    begins = np.ones(scores.shape, dtype=bool)
+    begins[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    starts = np.flatnonzero(begins)
+    below = (ranked.cumsum(axis=1) - ranked).ravel()[starts]
+    middle = below + np.add.reduceat(ranked.ravel(), starts) / 2
+    ranks = np.empty(scores.shape)
+    of_model = middle[np.cumsum(begins) - 1].reshape(scores.shape)
+    np.put_along_axis(ranks, order, of_model, axis=1)
+    centred: Floats = ranks - copies.sum(axis=1, keepdims=True) / 2
+    return centred
 
 
 def _interval(values: Floats, level: float, note: str | None) -> Interval:

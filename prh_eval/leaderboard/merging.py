@@ -21,14 +21,15 @@ class Conflict:
     Attributes:
         model: The model's name.
         kind: ``limit``: refused. ``model``: other revision, dtype or adapter, kept apart.
-            ``few-shot``, ``version``, ``prompt``: of one task, kept apart. ``taken``: one few-shot
-            count of several was taken. ``commit``: another commit of the same revision, merged.
+            ``few-shot``, ``version``, ``prompt``, ``setup``: of one task, kept apart. ``taken``:
+            one few-shot count of several was taken. ``commit``: another commit of the same
+            revision, merged.
         sentence: What differs, and what was done.
         files: The files that it is about, sorted.
     """
 
     model: str
-    kind: Literal["limit", "model", "few-shot", "version", "prompt", "taken", "commit"]
+    kind: Literal["limit", "model", "few-shot", "version", "prompt", "setup", "taken", "commit"]
     sentence: str
     files: tuple[str, ...]
 
@@ -38,7 +39,8 @@ def merge(scores: Iterable[Score]) -> tuple[list[Score], list[Conflict]]:
 
     Runs with a limit are refused. Of runs that differ in nothing but their date, the newest counts
     (by the date, then by the file's name). Runs that differ in revision, dtype or adapter, and
-    those of one task that differ in few-shot count, version or prompt, are kept apart.
+    those of one task that differ in few-shot count, version, prompt or, of an alignment task, in
+    what it was measured on, are kept apart.
 
     Of 0.3's files, one that was made for a task alone is taken before one that has it among others:
     a 0.3 file has one few-shot count for all its tasks, chosen for the collection. GSM8K, for one,
@@ -132,6 +134,28 @@ def _differing(scores: Sequence[Score]) -> list[Conflict]:
             "the scores are kept apart"
         )
         said.append(Conflict(model, "prompt", sentence, _files(scores)))
+    setups = [score.record.setup for score in scores if score.record]
+    if len(set(setups)) > 1:
+        names = (
+            "reference",
+            "build",
+            "data",
+            "captions",
+            "n",
+            "k",
+            "metric",
+            "protocol",
+            "pooling",
+        )
+        different = [
+            name
+            for name, found in zip(names, zip(*setups, strict=True), strict=True)
+            if len(set(found)) > 1
+        ]
+        sentence = (
+            f"{model} was run on {task} with different {_and(different)}; the scores are kept apart"
+        )
+        said.append(Conflict(model, "setup", sentence, _files(scores)))
     return said
 
 
@@ -165,7 +189,8 @@ def _run(score: Score) -> tuple[Hashable, ...]:
     """What two scores share that are of the same thing; it can be sorted."""
     n_shot = -1 if score.n_shot is None else score.n_shot
     prompt = score.prompt or ""
-    return (*_task(score), score.metric, score.filter, n_shot, score.version, prompt)
+    setup = str(score.record.setup) if score.record else ""
+    return (*_task(score), score.metric, score.filter, n_shot, score.version, prompt, setup)
 
 
 def _task(score: Score) -> tuple[Hashable, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 # Metrics whose values are proportions, and can be nothing outside 0..1.
-PROPORTIONS = frozenset({"acc", "acc_norm", "exact_match", "mnn", "mnn_last_layer", "mnn_chance"})
+PROPORTIONS = frozenset(
+    {"acc", "acc_norm", "exact_match", "mnn", "mnn_last_layer", "mnn_chance", "mnn_shared_words"}
+)
 # How the names of result files end: `--output_path` may give the stem.
 STAMP = re.compile(r"_(\d{4}-\d\d-\d\d)T(\d\d)[-_:](\d\d)[-_:](\d\d(?:\.\d+)?)\.json$")
 
@@ -19,6 +23,10 @@ STAMP = re.compile(r"_(\d{4}-\d\d-\d\d)T(\d\d)[-_:](\d\d)[-_:](\d\d(?:\.\d+)?)\.
 _NO_METRIC = frozenset({"sample_len", "sample_count"})
 # Arguments that make other numbers of the same weights.
 _QUANTIZED = ("load_in_4bit", "load_in_8bit", "gptqmodel", "autogptq", "gguf_file")
+
+
+# Name, revision, dtype and adapter.
+Identity = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,46 @@ class ModelRun:
     backend: str
 
     @property
-    def identity(self) -> tuple[str, str, str, str]:
+    def identity(self) -> Identity:
         """Name, revision, dtype and adapter: runs that differ in none are of one model."""
         return self.name, self.revision, self.dtype or "", self.peft or ""
+
+
+@dataclass(frozen=True)
+class AlignmentRecord:
+    """What an alignment score was measured on, as the task writes it beside the score.
+
+    Attributes:
+        reference: Name of the reference.
+        reference_key: Hash of all that decides the reference's graphs.
+        data: Name of the paired data.
+        captions: Fingerprint of its items and the captions that were read.
+        n: Number of items.
+        k: Neighbourhood size.
+        metric: Such as ``mutual_knn``.
+        protocol: Preprocessing of the features.
+        pooling: Over a caption's tokens.
+        layers: The best pair: language layer, reference layer.
+        profile: For each language layer its alignment with its best reference layer.
+    """
+
+    reference: str
+    reference_key: str
+    data: str
+    captions: str
+    n: int
+    k: int
+    metric: str
+    protocol: str
+    pooling: str
+    layers: tuple[int, int]
+    profile: tuple[float, ...]
+
+    @property
+    def setup(self) -> tuple[str | int, ...]:
+        """What two scores must share to be compared."""
+        about = (self.reference, self.reference_key, self.data, self.captions, self.n)
+        return (*about, self.k, self.metric, self.protocol, self.pooling)
 
 
 @dataclass(frozen=True)
@@ -72,6 +117,7 @@ class Score:
         date: When the run ended, in ISO format; empty where neither name nor content tells.
         file: The file, relative to the folder that was read, with forward slashes.
         prompt: Hashes of chat template and system instruction, where there were any.
+        record: Of a task of ours, what it was measured on.
     """
 
     model: ModelRun
@@ -88,6 +134,7 @@ class Score:
     date: str
     file: str
     prompt: str | None = None
+    record: AlignmentRecord | None = None
 
 
 class Unusable(Exception):
@@ -116,7 +163,7 @@ def scores_of(data: Mapping[str, Any], path: Path, name: str) -> Iterator[Score 
         counted, there_are = _sample_counts(data, task, metrics)
         # --samples picks documents and leaves no other trace.
         chosen = counted if counted and there_are and counted < there_are else None
-        n_shot, version = _n_shot(data, task), _version(data, task)
+        n_shot, version, record = _n_shot(data, task), _version(data, task), _record(data, task)
         for key, value in metrics.items():
             metric, _, filter_ = key.partition(",")  # 0.3 has no filters
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -142,6 +189,7 @@ def scores_of(data: Mapping[str, Any], path: Path, name: str) -> Iterator[Score 
                 date=date,
                 file=name,
                 prompt=prompt,
+                record=record,
             )
 
 
@@ -190,6 +238,32 @@ def _version(data: Mapping[str, Any], task: str) -> str:
     if version is None:
         version = _dict(_dict(_dict(data, "configs"), task), "metadata").get("version", "")
     return f"{version:g}" if isinstance(version, float) else str(version)
+
+
+def _record(data: Mapping[str, Any], task: str) -> AlignmentRecord | None:
+    """Our own task's record; None where there is none, or not a whole one."""
+    found = _dict(_dict(_dict(_dict(data, "configs"), task), "metadata"), "alignment")
+    if not found:
+        return None
+    reference, pairs = _dict(found, "reference"), _dict(found, "pairs")
+    made_from = json.dumps(reference.get("made_from"), sort_keys=True)
+    try:
+        layer, reference_layer = map(int, found["layers"])
+        return AlignmentRecord(
+            reference=str(reference["reference"]),
+            reference_key=hashlib.sha256(made_from.encode()).hexdigest(),
+            data=str(_dict(reference, "pairs").get("name") or pairs.get("name") or ""),
+            captions=str(pairs["fingerprint"]),
+            n=int(found["n"]),
+            k=int(found["k"]),
+            metric=str(found["metric"]),
+            protocol=str(found["protocol"]),
+            pooling=str(found["pooling"]),
+            layers=(layer, reference_layer),
+            profile=tuple(max(map(float, row)) for row in found["layer_grid"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _sample_counts(

@@ -1,0 +1,356 @@
+"""From scores and a config to a board."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from prh_eval.errors import PrhEvalError
+from prh_eval.leaderboard.associations import associations
+from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, number
+from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, is_of, metrics_of
+from prh_eval.leaderboard.config import USUAL, BoardConfig, Card, Filters, TaskColumn, names_of
+from prh_eval.leaderboard.merging import merge
+from prh_eval.leaderboard.naming import public_names, row_names
+from prh_eval.leaderboard.results import Results
+from prh_eval.leaderboard.rows import (
+    BITS_PER_BYTE,
+    SHARED_WORDS,
+    Beside,
+    row_of,
+    with_tiers,
+)
+from prh_eval.leaderboard.scores import Identity, ModelRun, Score
+
+
+def default_config(results: Results, tasks: Sequence[TaskColumn] = ()) -> BoardConfig:
+    """Columns for a board without a config.
+
+    They are every alignment task that was found, ``prh_align`` first, and of tasks those that were
+    asked for; HellaSwag and GSM8K where none was. The primary hypothesis is the first of each.
+
+    Args:
+        results: What was found.
+        tasks: What was asked for.
+
+    Raises:
+        PrhEvalError: If there is no alignment score.
+    """
+    found = {(s.task, s.filter) for s in results.scores if s.metric == "mnn" and s.record}
+    if not found:
+        raise PrhEvalError(
+            f"none of the {results.files} result files has an alignment score; run lm_eval with "
+            "--tasks prh_align, or another task of prh_eval, on the same models"
+        )
+    several = len({task for task, _ in found}) < len(found)
+    references = [
+        {"task": task, "metric": "mnn" if filter_ == "none" else f"mnn,{filter_}"}
+        | ({"name": f"{task}:{filter_}"} if several and filter_ != "none" else {})
+        for task, filter_ in sorted(found, key=lambda pair: (pair[0] != "prh_align", pair))
+    ]
+    chosen = [task.model_dump() for task in tasks] or list(USUAL.values())
+    return BoardConfig.model_validate({"references": references, "tasks": chosen})
+
+
+def assemble(
+    results: Results, config: BoardConfig | None = None, tasks: Sequence[TaskColumn] = ()
+) -> Board:
+    """Make a board.
+
+    Args:
+        results: What was found.
+        config: Decides columns and models; None for `default_config`.
+        tasks: For `default_config`.
+
+    Raises:
+        PrhEvalError: If no score is of a column of the board.
+    """
+    settings = config or default_config(results, tasks)
+    primary = _primary(settings)
+    declared: list[AnyColumn] = [
+        *sorted(settings.references, key=lambda column: column.key != primary[0]),
+        *settings.tasks,
+    ]
+    named = public_scores(results.scores, settings.models)
+    kept, conflicts = merge(_of_columns(declared, named))
+    left_out = [LeftOut(what=s.path, reason=s.reason, files=(s.path,)) for s in results.skipped]
+    left_out += [_left(c.model, c.sentence, c.files) for c in conflicts if c.kind == "limit"]
+    remarks = {_sentence(c.sentence) for c in conflicts if c.kind != "limit"}
+
+    chosen = {column.key: choose(column, kept) for column in declared}
+    for column in declared:
+        for score, reason in chosen[column.key].refused:
+            text = f"{score.model.name} on {column.heading} is not taken: {reason}"
+            left_out.append(_left(score.model.name, text, (score.file,)))
+    found, joined = _by_model(chosen)
+    remarks |= joined
+    if not found:
+        raise PrhEvalError(
+            f"none of the {results.files} result files has a score that the board takes "
+            f"({', '.join(f'{column.task} {column.metric}' for column in declared)}); "
+            "prh-eval leaderboard validate says why"
+        )
+
+    cards = _Cards(settings.models)
+    runs = {identity: _newest(scores) for identity, scores in found.items()}
+    for identity, run in runs.items():
+        why = _filtered(run, cards.of(run), settings.filters)
+        if why:
+            files = {score.file for score in found.pop(identity).values()}
+            text = f"{run.name} is not taken: {why}"
+            left_out.append(_left(run.name, text, tuple(sorted(files))))
+    beside = Beside(kept)
+    bits = _bits_per_byte(declared[0], found, beside)
+    names = row_names({identity: (runs[identity], cards.of(runs[identity])) for identity in found})
+    rows = [
+        row_of(names[identity], runs[identity], cards.of(runs[identity]), scores, beside)
+        for identity, scores in found.items()
+    ]
+    first = declared[0].key
+    rows.sort(key=lambda row: (-row.cells[first].value if first in row.cells else 1, row.name))
+    models = [row for row in rows if row.control is None]
+
+    def models_with(key: str) -> int:
+        return sum(key in row.cells for row in models)
+
+    columns = [
+        _column(column, chosen[column.key], models_with(column.key), beside) for column in declared
+    ]
+    if bits:
+        columns.append(_bits_column(columns[0], bits, models_with(bits)))
+    models = list(with_tiers(models, columns))
+    empty = [f"No model has a score of {each.label}." for each in columns if not each.models]
+    return Board(
+        title=settings.title,
+        about=settings.about,
+        columns=tuple(columns),
+        rows=tuple(models),
+        controls=tuple(row for row in rows if row.control is not None),
+        associations=associations(columns, models, primary),
+        left_out=tuple(sorted(left_out, key=lambda left: (left.what, left.reason))),
+        remarks=(*sorted(remarks), *empty, *cards.unused(runs.values())),
+        files=results.files,
+        config=config is not None,
+    )
+
+
+def _of_columns(columns: Sequence[AnyColumn], scores: Iterable[Score]) -> list[Score]:
+    """The scores that are of a column, or stand beside one in an alignment task."""
+    aligned = {column.task for column in columns if not isinstance(column, TaskColumn)}
+    others = [column for column in columns if isinstance(column, TaskColumn)]
+    return [
+        score
+        for score in scores
+        if score.task in aligned or any(is_of(column, score) for column in others)
+    ]
+
+
+def _primary(settings: BoardConfig) -> tuple[str, str]:
+    if settings.primary:
+        return settings.primary.reference, settings.primary.task
+    return settings.references[0].key, settings.tasks[0].key if settings.tasks else ""
+
+
+# ---------------------------------------------------------------- models
+
+
+def public_scores(scores: Iterable[Score], cards: Sequence[Card] = ()) -> list[Score]:
+    """The scores, with models under the name that a page may show, aliases resolved.
+
+    Args:
+        scores: As they were read.
+        cards: Their aliases count.
+    """
+    scores = list(scores)
+    aliases = {alias: card.name for card in cards for alias in card.aliases}
+    given = {score.model.name: aliases.get(score.model.name, score.model.name) for score in scores}
+    public = public_names(given.values())
+    runs: dict[int, ModelRun] = {}
+    for score in scores:
+        run = score.model
+        if id(run) not in runs:
+            peft = public_names([run.peft])[run.peft] if run.peft else None
+            runs[id(run)] = dataclasses.replace(run, name=public[given[run.name]], peft=peft)
+    return [dataclasses.replace(score, model=runs[id(score.model)]) for score in scores]
+
+
+class _Cards:
+    """Model cards, by the names that a page may show."""
+
+    def __init__(self, cards: Sequence[Card]) -> None:
+        self._cards = cards
+        self._by_name: defaultdict[str, list[Card]] = defaultdict(list)
+        for card in cards:
+            for name in public_names(names_of(card)).values():
+                self._by_name[name].append(card)
+
+    def of(self, run: ModelRun) -> Card | None:
+        """A model's card: that of its revision before that of all."""
+        found = [c for c in self._by_name[run.name] if c.revision in (None, run.revision)]
+        return max(found, key=lambda card: card.revision is not None, default=None)
+
+    def unused(self, runs: Iterable[ModelRun]) -> tuple[str, ...]:
+        """A sentence on every card that is of none of these."""
+        used = {id(self.of(run)) for run in runs}
+        return tuple(
+            f"board.yaml has a card of {card.name}"
+            + (f" at revision {card.revision}" if card.revision else "")
+            + ", of which there is no result."
+            for card in self._cards
+            if id(card) not in used
+        )
+
+
+def _filtered(run: ModelRun, card: Card | None, filters: Filters) -> str | None:
+    """Why the board's filters leave a model out, if so."""
+
+    def is_one(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
+
+    size = (card.parameters if card else None) or run.parameters
+    family, kind = (card.family, card.kind) if card else (None, None)
+    least, most = filters.least_parameters, filters.most_parameters
+    if filters.only_with_card and card is None:
+        return "it has no card in board.yaml (filters.only_with_card)"
+    if filters.include and not is_one(filters.include):
+        return "it is not among the board's filters.include"
+    if is_one(filters.exclude):
+        return "it is among the board's filters.exclude"
+    if filters.families and family not in filters.families:
+        return f"its family, {family or 'not stated'}, is not among the board's filters.families"
+    if filters.kind and kind != filters.kind:
+        return f"it is {kind or 'of no stated kind'}, where filters.kind is {filters.kind}"
+    if (least or most) and not size:
+        return "its number of parameters is not known, and the board has a filter on it"
+    if size and ((least and size < least) or (most and size > most)):
+        return f"its {size:,.0f} parameters are outside the board's filters"
+    return None
+
+
+def _newest(scores: Mapping[str, Score]) -> ModelRun:
+    return max(scores.values(), key=lambda score: (score.date, score.file)).model
+
+
+def _by_model(
+    chosen: Mapping[str, Chosen],
+) -> tuple[dict[Identity, dict[str, Score]], set[str]]:
+    """The score of each model in each column; and what was decided on the way.
+
+    A run whose file tells no dtype, as none of 0.3 does, joins the model's other runs where these
+    have one dtype.
+    """
+    dtypes: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for column in chosen.values():
+        for score in column.scores:
+            name, revision, dtype, peft = score.model.identity
+            dtypes[name, revision, peft] |= {dtype} - {""}
+    remarks: set[str] = set()
+    found: dict[Identity, dict[str, list[Score]]] = {}
+    for key, column in chosen.items():
+        for score in column.scores:
+            name, revision, dtype, peft = score.model.identity
+            known = dtypes[name, revision, peft]
+            if not dtype and len(known) == 1:
+                (dtype,) = known
+                remarks.add(
+                    f"{score.file} does not tell the dtype of {name}; its scores stand in the row "
+                    f"of {dtype}."
+                )
+            cells = found.setdefault((name, revision, dtype, peft), {})
+            cells.setdefault(key, []).append(score)
+    one = {
+        identity: {key: max(scores, key=_preference) for key, scores in cells.items()}
+        for identity, cells in found.items()
+    }
+    return one, remarks
+
+
+def _preference(score: Score) -> tuple[str, str, str]:
+    """Of a model's scores in one column, of several templates or metrics' names, the newest."""
+    return score.model.dtype or "", score.date, score.file
+
+
+# ---------------------------------------------------------------- columns
+
+
+def _column(column: AnyColumn, chosen: Chosen, models: int, beside: Beside) -> BoardColumn:
+    metric, filter_ = metrics_of(column)[0]
+    task = column if isinstance(column, TaskColumn) else None
+    first = chosen.scores[0] if chosen.scores else None
+    facts = None if task else _alignment_facts(chosen.scores, beside)
+    return BoardColumn(
+        key=column.key,
+        label=column.heading,
+        kind="task" if task else "alignment",
+        task=column.task,
+        metric=metric,
+        filter=filter_,
+        n_shot=first.n_shot if first and task else None,
+        version=(first.version if first else column.version) or "",
+        higher_is_better=task.higher_is_better if task else True,
+        chance=task.chance if task else (facts.chance if facts else None),
+        models=models,
+        alignment=facts,
+    )
+
+
+def _alignment_facts(scores: Sequence[Score], beside: Beside) -> AlignmentFacts | None:
+    record = scores[0].record if scores else None
+    if record is None:
+        return None
+    # Of captions and reference alone, so that every file that has it has the same.
+    shared = [found.value for score in scores if (found := beside(score, SHARED_WORDS))]
+    return AlignmentFacts(
+        reference=record.reference,
+        data=record.data,
+        captions=record.captions,
+        n=record.n,
+        k=record.k,
+        protocol=record.protocol,
+        pooling=record.pooling,
+        chance=number(record.k / (record.n - 1)),
+        shared_words=number(max(shared)) if shared else None,
+    )
+
+
+def _bits_per_byte(
+    column: AnyColumn, found: Mapping[Identity, dict[str, Score]], beside: Beside
+) -> str | None:
+    """Put bits per byte of the first reference's captions among the scores, where measured.
+
+    Returns:
+        The key of their column; None where no model has them.
+    """
+    key = f"{column.key}:{BITS_PER_BYTE}"
+    measured = False
+    for scores in found.values():
+        bits = beside(scores[column.key], BITS_PER_BYTE) if column.key in scores else None
+        if bits:
+            scores[key] = bits
+            measured = True
+    return key if measured else None
+
+
+def _bits_column(reference: BoardColumn, key: str, models: int) -> BoardColumn:
+    return reference.model_copy(
+        update={
+            "key": key,
+            "label": "bits per byte",
+            "kind": "bits per byte",
+            "metric": BITS_PER_BYTE,
+            "higher_is_better": False,
+            "chance": None,
+            "models": models,
+            "alignment": None,
+        }
+    )
+
+
+def _left(what: str, reason: str, files: tuple[str, ...]) -> LeftOut:
+    return LeftOut(what=what, reason=_sentence(reason), files=files)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."

@@ -1,0 +1,148 @@
+"""Which scores a column of the board takes, and why not the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prh_eval.leaderboard.config import ReferenceColumn, TaskColumn
+from prh_eval.leaderboard.scores import AlignmentRecord, Score
+
+AnyColumn = ReferenceColumn | TaskColumn
+
+NO_RECORD = "the result file has no whole record of what the alignment was measured on"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a column takes of all scores.
+
+    Attributes:
+        scores: Those it takes: of one version, one few-shot count, one setup.
+        refused: The others, each with a clause on why.
+    """
+
+    scores: tuple[Score, ...]
+    refused: tuple[tuple[Score, str], ...]
+
+
+def metrics_of(column: AnyColumn) -> list[tuple[str, str]]:
+    """Metric and filter of what a column shows, the preferred first."""
+    names = [column.metric, *(column.also if isinstance(column, TaskColumn) else [])]
+    parts = (name.partition(",") for name in names)
+    return [(metric.strip(), filter_.strip() or "none") for metric, _, filter_ in parts]
+
+
+def is_of(column: AnyColumn, score: Score) -> bool:
+    """Whether a score is what a column shows, however it was made."""
+    return score.task == column.task and (score.metric, score.filter) in metrics_of(column)
+
+
+def refusal(column: AnyColumn, score: Score) -> str | None:
+    """Why a column's config does not take a score; None if it does.
+
+    Args:
+        column: The column.
+        score: A score that `is_of` it.
+    """
+    if isinstance(column, TaskColumn):
+        if column.chat_template and not score.prompt:
+            return "it was run without a chat template or system instruction, which the board has"
+        if score.prompt and not column.chat_template:
+            return "it was run with a chat template or system instruction, which the board has not"
+    elif score.record is None:
+        return NO_RECORD
+    for name, wanted in _pinned(column).items():
+        found = _facts(score)[name]
+        if wanted is not None and found != wanted:
+            return f"its {name} is {_short(found)}, where the board's is {_short(wanted)}"
+    return None
+
+
+def choose(column: AnyColumn, scores: Sequence[Score]) -> Chosen:
+    """What a column takes of merged scores.
+
+    What the config leaves open (version, few-shot count, setup of an alignment) is as it is for
+    most models; where as many have another, as it sorts last, so that a newer version wins.
+
+    Args:
+        column: The column.
+        scores: Any scores; those of other tasks and metrics are passed over.
+    """
+    refused: list[tuple[Score, str]] = []
+    possible: list[Score] = []
+    for score in scores:
+        if not is_of(column, score):
+            continue
+        reason = refusal(column, score)
+        if reason:
+            refused.append((score, reason))
+        else:
+            possible.append(score)
+    facts = {id(score): _facts(score) for score in possible}
+    kinds = Counter(
+        key for key, _ in {(_sortable(facts[id(s)]), s.model.identity) for s in possible}
+    )
+    most = max(kinds, key=lambda key: (kinds[key], key), default=())
+    taken = [score for score in possible if _sortable(facts[id(score)]) == most]
+    for score in possible:
+        for name, found in facts[id(score)].items():
+            wanted = facts[id(taken[0])][name]
+            if found != wanted:
+                clause = f"its {name} is {_short(found)}, where that of most is {_short(wanted)}"
+                refused.append((score, clause))
+                break
+    return Chosen(tuple(taken), tuple(refused))
+
+
+def _pinned(column: AnyColumn) -> dict[str, Any]:
+    """What a column's config says of a score's facts; None where it leaves one open."""
+    if isinstance(column, TaskColumn):
+        return {"task version": column.version, "few-shot count": column.num_fewshot}
+    return {
+        "task version": column.version,
+        "data fingerprint": column.captions,
+        "k": column.k,
+        "protocol": column.protocol,
+        "pooling": column.pooling,
+    }
+
+
+def _facts(score: Score) -> dict[str, Any]:
+    """What the scores of one column must share, by name."""
+    about: dict[str, Any] = {"task version": score.version}
+    record: AlignmentRecord | None = score.record
+    if record is None:
+        return about | {"few-shot count": score.n_shot}
+    return about | {
+        "reference": record.reference,
+        "data": record.data,
+        "data fingerprint": record.captions,
+        "number of items": record.n,
+        "k": record.k,
+        "metric": record.metric,
+        "protocol": record.protocol,
+        "pooling": record.pooling,
+        "build of the reference": record.reference_key,
+    }
+
+
+def _sortable(facts: dict[str, Any]) -> tuple[tuple[float, str], ...]:
+    return tuple(_order(value) for value in facts.values())
+
+
+def _order(value: Any) -> tuple[float, str]:
+    """Numbers, and versions that are numbers, by their size; None first."""
+    try:
+        return float(value), str(value)
+    except (TypeError, ValueError):
+        return float("-inf"), str(value)
+
+
+def _short(value: Any) -> str:
+    if value is None or value == "":
+        return "unknown"
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:12]}..."  # a fingerprint
