@@ -104,7 +104,7 @@ def _layer(x: Tensor, k: int, similarity: str, rows: int) -> tuple[Tensor, Tenso
             # -|a - b|^2 / 2 = a.b - |b|^2 / 2 - |a|^2 / 2, whose last term ranks nothing in a row.
             nearness -= half_squares
         nearness.diagonal(start).fill_(-torch.inf)
-        chunks.append(_nearest(nearness, k, TIE_TOLERANCE * scale))
+        chunks.append(nearest(nearness, k, TIE_TOLERANCE * scale))
     width = max(indices.shape[1] for indices, _ in chunks)
     return (
         torch.cat([_widen(indices, width, -1) for indices, _ in chunks]),
@@ -112,8 +112,18 @@ def _layer(x: Tensor, k: int, similarity: str, rows: int) -> tuple[Tensor, Tenso
     )
 
 
-def _nearest(nearness: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """The k largest of each row (rows, n), with all that tie with the k-th; -inf is never one."""
+def nearest(nearness: Tensor, k: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, with all that tie with the k-th.
+
+    Args:
+        nearness: Shape (rows, n); -inf where an item is no neighbour, as the row's own.
+        k: At least 1 and below n.
+        tolerance: Values that differ by at most this much are tied.
+
+    Returns:
+        Indices, int32, shape (rows, width), -1 where a row has fewer; and whether each ties with
+        the one before it.
+    """
     count, n = nearness.shape
     todo = torch.arange(count, device=nearness.device)
     looked_at = min(k + _MARGIN, n - 1)

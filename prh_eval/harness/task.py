@@ -19,6 +19,7 @@ from prh_eval import __version__
 from prh_eval.alignment.graph import GRAPH_K
 from prh_eval.alignment.layers import Alignment, align
 from prh_eval.errors import PrhEvalError, show_without_traceback
+from prh_eval.features.words import shared_words
 from prh_eval.harness import requests
 from prh_eval.harness.options import parse_options
 from prh_eval.harness.requests import CaptionNeighbors, CaptionSettings
@@ -60,6 +61,7 @@ METRICS: Metrics = {
     "mnn_layer": (_only, None),
     "mnn_reference_layer": (_only, None),
     "mnn_chance": (_only, None),
+    "mnn_shared_words": (_only, None),
 }
 ON_REQUEST: Metrics = {"bits_per_byte": (bits_per_byte, False)}
 
@@ -103,6 +105,7 @@ class AlignmentTask(Task):
         self._all_pairs: PairedDataset | None = None
         self._pairs: PairedDataset | None = None
         self._reference_artifact: GraphArtifact | None = None
+        self._shared_words: float | None = None
         self._scored: tuple[GraphArtifact, Alignment] | None = None
 
     # ------------------------------------------------------------------ documents
@@ -195,6 +198,9 @@ class AlignmentTask(Task):
                 k=self.options.k,
                 trust_remote_code=self._trust_remote_code,
             )
+            self._shared_words = shared_words(
+                self._pairs.captions, self._reference_artifact.graph, self.options.k
+            )
         super().build_all_requests(
             limit=limit,
             samples=samples,
@@ -276,6 +282,7 @@ class AlignmentTask(Task):
             "mnn_layer": alignment.x_layer,
             "mnn_reference_layer": alignment.y_layer,
             "mnn_chance": alignment.chance,
+            "mnn_shared_words": self._shared_words,
         }
         if self.options.bits_per_byte:
             size = sum(self.count_bytes(caption) for caption in _captions(doc))
@@ -314,6 +321,7 @@ class AlignmentTask(Task):
             "protocol": self.options.protocol,
             "pooling": self.options.pooling,
             "chance": alignment.chance,
+            "shared_words": self._shared_words,
             "layers": [alignment.x_layer, alignment.y_layer],
             "last_layers": [graphs.graph.layers - 1, alignment.last_layer_y],
             "layer_grid": [[round(v, 6) for v in row] for row in alignment.grid.tolist()],
