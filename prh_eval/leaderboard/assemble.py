@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.leaderboard.associations import associations
+from prh_eval.leaderboard.associations import associations, trends
 from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, number
 from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, is_of, metrics_of
 from prh_eval.leaderboard.config import USUAL, BoardConfig, Card, Filters, TaskColumn, names_of
@@ -118,6 +118,7 @@ def assemble(
     columns = [
         _column(column, chosen[column.key], models_with(column.key), beside) for column in declared
     ]
+    columns = _labelled(columns, declared)
     if bits:
         columns.append(_bits_column(columns[0], bits, models_with(bits)))
     models = list(with_tiers(models, columns))
@@ -129,6 +130,7 @@ def assemble(
         rows=tuple(models),
         controls=tuple(row for row in rows if row.control is not None),
         associations=associations(columns, models, primary),
+        trends=trends(columns, models),
         left_out=tuple(sorted(left_out, key=lambda left: (left.what, left.reason))),
         remarks=(*sorted(remarks), *empty, *cards.unused(runs.values())),
         files=results.files,
@@ -294,6 +296,21 @@ def _column(column: AnyColumn, chosen: Chosen, models: int, beside: Beside) -> B
         models=models,
         alignment=facts,
     )
+
+
+def _labelled(columns: Sequence[BoardColumn], declared: Sequence[AnyColumn]) -> list[BoardColumn]:
+    """The columns, with the reference's name over an alignment column that has no other."""
+    references = Counter(column.alignment.reference for column in columns if column.alignment)
+    taken = {column.label for column in columns}
+    return [
+        column.model_copy(update={"label": column.alignment.reference})
+        if column.alignment
+        and (each.name, each.label) == (None, None)
+        and references[column.alignment.reference] == 1
+        and column.alignment.reference not in taken
+        else column
+        for column, each in zip(columns, declared, strict=True)
+    ]
 
 
 def _alignment_facts(scores: Sequence[Score], beside: Beside) -> AlignmentFacts | None:

@@ -1,11 +1,12 @@
-"""The statistics of a board: each alignment column with each task, as `board.Association`."""
+"""The statistics of a board: each alignment column with each task, with size and with time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date
 from itertools import product
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from prh_eval.leaderboard import correlation, inference
 from prh_eval.leaderboard.board import (
@@ -15,6 +16,7 @@ from prh_eval.leaderboard.board import (
     CoefficientInterval,
     Omission,
     Row,
+    Trend,
     known,
 )
 
@@ -52,6 +54,51 @@ def associations(
         each.model_copy(update={"p_holm": known(p)})
         for each, p in zip(found, adjusted, strict=True)
     )
+
+
+def trends(columns: Sequence[BoardColumn], rows: Sequence[Row]) -> tuple[Trend, ...]:
+    """Each alignment column against the number of parameters and the release date.
+
+    Args:
+        columns: The board's columns.
+        rows: Its models, without controls.
+    """
+    aligned = [column.key for column in columns if column.kind == "alignment"]
+    return tuple(_trend(of, key, rows) for key in aligned for of in _KNOWN)
+
+
+def _trend(of: Literal["parameters", "release date"], key: str, rows: Sequence[Row]) -> Trend:
+    models = [row for row in common(key, key, rows) if _KNOWN[of](row) is not None]
+    x = [float(_KNOWN[of](row) or 0) for row in models]
+    y = [row.cells[key].value for row in models]
+    whole = correlation.correlations(x, y)
+    unstated = [row.name for row in models if row.family is None]
+    if unstated:
+        note = _unstated(unstated, len(models))
+        interval = CoefficientInterval(low=None, high=None, note=note)
+    else:
+        families = [str(row.family) for row in models]
+        interval = _interval(inference.family_bootstrap(x, y, families, draws=DRAWS, seed=SEED))
+    return Trend(
+        of=of,
+        column=key,
+        models=len(models),
+        spearman=Coefficient(value=known(whole.spearman), n=whole.n, note=whole.note),
+        over_families=interval,
+    )
+
+
+def release_day(row: Row) -> int | None:
+    """Days from 1970-01-01 to a model's release; None where that is not known."""
+    if row.release_date is None:
+        return None
+    return (date.fromisoformat(row.release_date) - date(1970, 1, 1)).days
+
+
+_KNOWN: dict[Literal["parameters", "release date"], Callable[[Row], float | None]] = {
+    "parameters": lambda row: row.parameters,
+    "release date": release_day,
+}
 
 
 def common(x: str, y: str, rows: Sequence[Row]) -> list[Row]:

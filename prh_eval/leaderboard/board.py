@@ -170,6 +170,16 @@ class Association(Section):
     base_only: Coefficient = Field(description="Spearman over base models alone")
 
 
+class Trend(Section):
+    """How alignment goes with what is known of models; no hypothesis of the board."""
+
+    of: Literal["parameters", "release date"]
+    column: str = Field(description="key of an alignment column")
+    models: int = Field(description="number of models of which it is known")
+    spearman: Coefficient
+    over_families: CoefficientInterval
+
+
 class LeftOut(Section):
     """A run, a score, a model or a file that is not on the board."""
 
@@ -191,6 +201,7 @@ class Board(Section):
     rows: tuple[Row, ...] = Field(description="models, best alignment first")
     controls: tuple[Row, ...] = Field(description="models that are controls, as untrained ones")
     associations: tuple[Association, ...] = Field(description="the primary one first")
+    trends: tuple[Trend, ...]
     left_out: tuple[LeftOut, ...]
     remarks: tuple[str, ...] = Field(
         description="choices that were made and what to hold against them, a sentence each"

@@ -51,6 +51,22 @@ class Association:
 
 
 @dataclass(frozen=True)
+class ResidualRanks:
+    """What covariates leave of the ranks of two columns.
+
+    Attributes:
+        x: Residuals of the ranks of the first column, shape (n,), of mean 0; NaN where there are
+            none.
+        y: Those of the second, shape (n,).
+        note: Why they are NaN; None where they are not.
+    """
+
+    x: Floats
+    y: Floats
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class LeaveOneFamilyOut:
     """The range of Spearman's correlation when each family in turn is left out.
 
@@ -99,7 +115,7 @@ def family_numbers(families: Sequence[str], n: int) -> tuple[list[str], NDArray[
 def undefined(x: Floats, y: Floats) -> str | None:
     """Why two columns have no correlation, or None if they have one."""
     if len(x) < FEWEST_MODELS:
-        return f"{len(x)} models are too few for a correlation"
+        return f"{_models(len(x))} too few for a correlation"
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return "all models have the same score on one side"
     return None
@@ -131,13 +147,11 @@ def correlations(x: ArrayLike, y: ArrayLike) -> Correlations:
     )
 
 
-def partial_spearman(x: ArrayLike, y: ArrayLike, covariates: ArrayLike) -> Association:
-    """Spearman's correlation of two columns given covariates, such as log parameters.
+def residual_ranks(x: ArrayLike, y: ArrayLike, covariates: ArrayLike) -> ResidualRanks:
+    """What covariates, such as log parameters, leave of the ranks of two columns.
 
     All columns are ranked; the ranks of x and y are regressed on those of the covariates and a
-    constant by least squares; the result is Pearson's correlation of the residuals. For one
-    covariate z this is (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)) of Spearman's r
-    (Conover, Practical Nonparametric Statistics, 1999, section 5.4).
+    constant by least squares.
 
     Args:
         x: Scores, shape (n,).
@@ -155,11 +169,12 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, covariates: ArrayLike) -> Assoc
     if not np.isfinite(z).all():
         raise ValueError("a covariate is NaN or infinite; leave out models without it")
     n, c = z.shape
+    nothing = np.full(n, math.nan)
     if note := undefined(x, y):
-        return Association(math.nan, n, note)
+        return ResidualRanks(nothing, nothing, note)
     if n < FEWEST_MODELS + c:
-        note = f"{n} models are too few for a correlation given {c} covariates"
-        return Association(math.nan, n, note)
+        note = f"{_models(n)} too few for a correlation given {c} covariates"
+        return ResidualRanks(nothing, nothing, note)
     # Centred ranks stand for the constant.
     ranks = np.column_stack([centred_ranks(column) for column in (x, y, *z.T)])
     of_scores, of_covariates = ranks[:, :2], ranks[:, 2:]
@@ -169,8 +184,29 @@ def partial_spearman(x: ArrayLike, y: ArrayLike, covariates: ArrayLike) -> Assoc
     # What is left of ranks that the covariates determine is rounding, not zero.
     if left.min() < 1e-9:
         note = "the covariates determine the ranks of one side"
-        return Association(math.nan, n, note)
-    return Association(_cosine(residuals[:, 0], residuals[:, 1]), n)
+        return ResidualRanks(nothing, nothing, note)
+    return ResidualRanks(residuals[:, 0], residuals[:, 1])
+
+
+def partial_spearman(x: ArrayLike, y: ArrayLike, covariates: ArrayLike) -> Association:
+    """Spearman's correlation of two columns given covariates, such as log parameters.
+
+    It is Pearson's correlation of the :func:`residual_ranks`. For one covariate z this is
+    (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)) of Spearman's r (Conover, Practical
+    Nonparametric Statistics, 1999, section 5.4).
+
+    Args:
+        x: Scores, shape (n,).
+        y: Scores, shape (n,).
+        covariates: Shape (n,) or (n, c).
+
+    Raises:
+        ValueError: If shapes disagree, or a value is NaN or infinite.
+    """
+    left = residual_ranks(x, y, covariates)
+    if left.note:
+        return Association(math.nan, len(left.x), left.note)
+    return Association(_cosine(left.x, left.y), len(left.x))
 
 
 def within_family_correlation(x: ArrayLike, y: ArrayLike, families: Sequence[str]) -> Association:
@@ -246,6 +282,10 @@ def leave_one_family_out(x: ArrayLike, y: ArrayLike, families: Sequence[str]) ->
         most_influential=max(defined, key=lambda name: round(abs(defined[name] - whole), 12)),
         note=note,
     )
+
+
+def _models(count: int) -> str:
+    return "1 model is" if count == 1 else f"{count} models are"
 
 
 def _cosine(a: Floats, b: Floats) -> float:

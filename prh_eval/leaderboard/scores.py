@@ -300,12 +300,12 @@ def _model(data: Mapping[str, Any], path: Path) -> ModelRun:
     known = isinstance(parameters, int) and not isinstance(parameters, bool) and parameters > 0
     peft = args.get("peft") or args.get("delta")
     return ModelRun(
-        name=str(name),
-        revision=str(config.get("model_revision") or args.get("revision") or "main"),
+        name=_text(name),
+        revision=_text(config.get("model_revision") or args.get("revision") or "main"),
         sha=str(config.get("model_sha") or "") or None,
         dtype=", ".join(precision + quantized) or None,
         parameters=parameters if known else None,  # lm-eval writes -1 where it does not know
-        peft=str(peft) if peft else None,
+        peft=_text(peft) if peft else None,
         model_args=args,
         backend=str(config.get("model") or data.get("model_source") or ""),
     )
@@ -364,6 +364,11 @@ def _limit(data: Mapping[str, Any]) -> float | None:
 def _prompt(data: Mapping[str, Any]) -> str | None:
     keys = ("chat_template_sha", "system_instruction_sha")
     return ", ".join(f"{key} {data[key]}" for key in keys if data.get(key)) or None
+
+
+def _text(value: object) -> str:
+    """As text that can be written: JSON may hold half of a surrogate pair."""
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _dict(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

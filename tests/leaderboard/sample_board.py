@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from prh_eval.leaderboard.associations import associations
+from prh_eval.leaderboard.associations import associations, trends
 from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, Cell, LeftOut, Row
 
 HOSTILE = (
@@ -114,6 +114,7 @@ def sample_board(
         rows=tuple(rows),
         controls=(control,),
         associations=associations(columns, rows, ("prh_align", "hellaswag")),
+        trends=trends(columns, rows),
         left_out=(
             LeftOut(
                 what="org/limited",

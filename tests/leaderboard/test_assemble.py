@@ -79,7 +79,14 @@ def test_scores_names_and_order(six: Path) -> None:
     assert (row.model, row.dtype, row.parameters, row.family) == ("org/a", "bfloat16", 1, "A")
     column = made.column("prh_align")
     assert column.alignment is not None
-    assert column.alignment.reference == "dinov2_giant"
+    assert column.alignment.reference == column.label == "dinov2_giant"
+    assert [(trend.of, trend.models) for trend in made.trends] == [
+        ("parameters", 6),
+        ("release date", 0),
+    ]
+    sizes = [10**number for number in range(6)]
+    rho = stats.spearmanr(sizes, list(MNN.values())).statistic
+    assert made.trends[0].spearman.value == pytest.approx(rho, abs=1e-6)
     assert (column.alignment.n, column.alignment.k, column.models) == (1024, 10, 6)
     assert column.alignment.chance == pytest.approx(10 / 1023, abs=1e-6)
     assert [(c.key, c.n_shot, c.version, c.models) for c in made.columns[1:]] == [
@@ -378,6 +385,8 @@ def test_without_a_config(six: Path) -> None:
     made = assemble(results)
     keys = [column.key for column in made.columns]
     assert keys == ["prh_align", "prh_align_clip", "hellaswag", "gsm8k"]
+    # One reference has two tasks here, so that its name tells them not apart.
+    assert [column.label for column in made.columns[:2]] == keys[:2]
     assert not made.config and made.associations[0].primary
     arc = TaskColumn(task="arc_easy", metric="acc")
     made = assemble(results, tasks=[arc])

@@ -14,6 +14,7 @@ from prh_eval.leaderboard.correlation import (
     correlations,
     leave_one_family_out,
     partial_spearman,
+    residual_ranks,
     within_family_correlation,
 )
 
@@ -127,6 +128,25 @@ def test_partial_is_that_of_statsmodels_residuals():
     residuals = [api.OLS(stats.rankdata(c), design).fit().resid for c in (x, y)]
     expected = stats.pearsonr(*residuals).statistic
     assert partial_spearman(x, y, z).value == pytest.approx(expected, abs=1e-12)
+
+
+def test_residual_ranks_are_those_of_numpy_fits():
+    rng = np.random.default_rng(5)
+    z = rng.integers(0, 9, 30).astype(float)
+    x, y = z + rng.integers(0, 9, 30), rng.integers(0, 9, 30).astype(float)
+    got = residual_ranks(x, y, z)
+    ranks = stats.rankdata(z)
+    for column, residuals in ((x, got.x), (y, got.y)):
+        line = np.polynomial.Polynomial.fit(ranks, stats.rankdata(column), 1)
+        np.testing.assert_allclose(residuals, stats.rankdata(column) - line(ranks), atol=1e-9)
+    assert got.note is None
+
+
+def test_residual_ranks_that_there_are_not():
+    got = residual_ranks([1, 2, 4, 3], [1, 3, 2, 4], [1, 2, 4, 3])
+    assert np.isnan([*got.x, *got.y]).all()
+    assert got.x.shape == got.y.shape == (4,)
+    assert "determine the ranks" in got.note
 
 
 def test_partial_given_a_constant_is_plain():
