@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from prh_eval import __version__, demo
-from prh_eval.commands import compare, pairs, references, rescore
+from prh_eval.commands import compare, leaderboard, pairs, references, rescore
 from prh_eval.errors import PrhEvalError
 
 EXIT_BAD_INPUT = 2
@@ -44,10 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     if argv[:1] == ["run"]:  # everything after it is lm-eval's, --help included
         return _run(argv[1:])
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv)
     _show_log()
     status: int = arguments.command(arguments)
     return status
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one command; exits with the usage where they are wrong.
+
+    ``leaderboard`` takes a folder and has subcommands too, which argparse cannot tell apart; each
+    of them is therefore a command of two words.
+    """
+    words = " ".join(argv[:2])
+    joined = [words, *argv[2:]] if words in leaderboard.SUBCOMMANDS else list(argv)
+    return _parser().parse_args(joined)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_arguments(demo_parser)
     demo_parser.set_defaults(command=demo.run)
 
-    for each in (references, pairs, compare, rescore):
+    for each in (references, pairs, compare, rescore, leaderboard):
         each.add(commands)
     return parser
 

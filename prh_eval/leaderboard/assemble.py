@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import fnmatch
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.leaderboard.associations import associations, trends
 from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, number
-from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, is_of, metrics_of
-from prh_eval.leaderboard.config import USUAL, BoardConfig, Card, Filters, TaskColumn, names_of
+from prh_eval.leaderboard.cards import Cards, filtered
+from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, metrics_of, of_columns
+from prh_eval.leaderboard.config import USUAL, BoardConfig, TaskColumn
 from prh_eval.leaderboard.merging import merge
-from prh_eval.leaderboard.naming import public_names, row_names
+from prh_eval.leaderboard.naming import public_scores, row_names
 from prh_eval.leaderboard.results import Results
 from prh_eval.leaderboard.rows import (
     BITS_PER_BYTE,
@@ -74,7 +73,7 @@ def assemble(
         *settings.tasks,
     ]
     named = public_scores(results.scores, settings.models)
-    kept, conflicts = merge(_of_columns(declared, named))
+    kept, conflicts = merge(of_columns(declared, named))
     left_out = [LeftOut(what=s.path, reason=s.reason, files=(s.path,)) for s in results.skipped]
     left_out += [_left(c.model, c.sentence, c.files) for c in conflicts if c.kind == "limit"]
     remarks = {_sentence(c.sentence) for c in conflicts if c.kind != "limit"}
@@ -93,10 +92,10 @@ def assemble(
             "prh-eval leaderboard validate says why"
         )
 
-    cards = _Cards(settings.models)
+    cards = Cards(settings.models)
     runs = {identity: _newest(scores) for identity, scores in found.items()}
     for identity, run in runs.items():
-        why = _filtered(run, cards.of(run), settings.filters)
+        why = filtered(run, cards.of(run), settings.filters)
         if why:
             files = {score.file for score in found.pop(identity).values()}
             text = f"{run.name} is not taken: {why}"
@@ -138,17 +137,6 @@ def assemble(
     )
 
 
-def _of_columns(columns: Sequence[AnyColumn], scores: Iterable[Score]) -> list[Score]:
-    """The scores that are of a column, or stand beside one in an alignment task."""
-    aligned = {column.task for column in columns if not isinstance(column, TaskColumn)}
-    others = [column for column in columns if isinstance(column, TaskColumn)]
-    return [
-        score
-        for score in scores
-        if score.task in aligned or any(is_of(column, score) for column in others)
-    ]
-
-
 def _primary(settings: BoardConfig) -> tuple[str, str]:
     if settings.primary:
         return settings.primary.reference, settings.primary.task
@@ -156,79 +144,6 @@ def _primary(settings: BoardConfig) -> tuple[str, str]:
 
 
 # ---------------------------------------------------------------- models
-
-
-def public_scores(scores: Iterable[Score], cards: Sequence[Card] = ()) -> list[Score]:
-    """The scores, with models under the name that a page may show, aliases resolved.
-
-    Args:
-        scores: As they were read.
-        cards: Their aliases count.
-    """
-    scores = list(scores)
-    aliases = {alias: card.name for card in cards for alias in card.aliases}
-    given = {score.model.name: aliases.get(score.model.name, score.model.name) for score in scores}
-    public = public_names(given.values())
-    runs: dict[int, ModelRun] = {}
-    for score in scores:
-        run = score.model
-        if id(run) not in runs:
-            peft = public_names([run.peft])[run.peft] if run.peft else None
-            runs[id(run)] = dataclasses.replace(run, name=public[given[run.name]], peft=peft)
-    return [dataclasses.replace(score, model=runs[id(score.model)]) for score in scores]
-
-
-class _Cards:
-    """Model cards, by the names that a page may show."""
-
-    def __init__(self, cards: Sequence[Card]) -> None:
-        self._cards = cards
-        self._by_name: defaultdict[str, list[Card]] = defaultdict(list)
-        for card in cards:
-            for name in public_names(names_of(card)).values():
-                self._by_name[name].append(card)
-
-    def of(self, run: ModelRun) -> Card | None:
-        """A model's card: that of its revision before that of all."""
-        found = [c for c in self._by_name[run.name] if c.revision in (None, run.revision)]
-        return max(found, key=lambda card: card.revision is not None, default=None)
-
-    def unused(self, runs: Iterable[ModelRun]) -> tuple[str, ...]:
-        """A sentence on every card that is of none of these."""
-        used = {id(self.of(run)) for run in runs}
-        return tuple(
-            f"board.yaml has a card of {card.name}"
-            + (f" at revision {card.revision}" if card.revision else "")
-            + ", of which there is no result."
-            for card in self._cards
-            if id(card) not in used
-        )
-
-
-def _filtered(run: ModelRun, card: Card | None, filters: Filters) -> str | None:
-    """Why the board's filters leave a model out, if so."""
-
-    def is_one(patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(run.name, pattern) for pattern in patterns)
-
-    size = (card.parameters if card else None) or run.parameters
-    family, kind = (card.family, card.kind) if card else (None, None)
-    least, most = filters.least_parameters, filters.most_parameters
-    if filters.only_with_card and card is None:
-        return "it has no card in board.yaml (filters.only_with_card)"
-    if filters.include and not is_one(filters.include):
-        return "it is not among the board's filters.include"
-    if is_one(filters.exclude):
-        return "it is among the board's filters.exclude"
-    if filters.families and family not in filters.families:
-        return f"its family, {family or 'not stated'}, is not among the board's filters.families"
-    if filters.kind and kind != filters.kind:
-        return f"it is {kind or 'of no stated kind'}, where filters.kind is {filters.kind}"
-    if (least or most) and not size:
-        return "its number of parameters is not known, and the board has a filter on it"
-    if size and ((least and size < least) or (most and size > most)):
-        return f"its {size:,.0f} parameters are outside the board's filters"
-    return None
 
 
 def _newest(scores: Mapping[str, Score]) -> ModelRun:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,17 @@ def metrics_of(column: AnyColumn) -> list[tuple[str, str]]:
 def is_of(column: AnyColumn, score: Score) -> bool:
     """Whether a score is what a column shows, however it was made."""
     return score.task == column.task and (score.metric, score.filter) in metrics_of(column)
+
+
+def of_columns(columns: Sequence[AnyColumn], scores: Iterable[Score]) -> list[Score]:
+    """The scores that are of a column, or stand beside one in an alignment task."""
+    aligned = {column.task for column in columns if not isinstance(column, TaskColumn)}
+    others = [column for column in columns if isinstance(column, TaskColumn)]
+    return [
+        score
+        for score in scores
+        if score.task in aligned or any(is_of(column, score) for column in others)
+    ]
 
 
 def refusal(column: AnyColumn, score: Score) -> str | None:

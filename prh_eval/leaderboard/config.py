@@ -8,7 +8,15 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictStr, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.schema import Name, Section
@@ -40,8 +48,22 @@ def _version(value: Any) -> Any:
     return f"{value:g}" if isinstance(value, (int, float)) else value
 
 
-Amount = Annotated[float, BeforeValidator(_amount), Field(gt=0, lt=1e30)]
-Version = Annotated[StrictStr, BeforeValidator(_version)]
+Amount = Annotated[
+    float,
+    BeforeValidator(_amount),
+    Field(gt=0, lt=1e30),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": _AMOUNT.pattern},
+            ]
+        }
+    ),
+]
+Version = Annotated[
+    StrictStr, BeforeValidator(_version), WithJsonSchema({"type": ["string", "number"]})
+]
 Link = Annotated[StrictStr, Field(pattern=r"^https?://[^\s<>\"']+$")]
 Kind = Literal["base", "instruct"]
 Control = Literal["untrained weights", "shuffled weights", "other"]

@@ -26,6 +26,9 @@ FEW_FAMILIES = 10
 MOST_ENUMERATED = 20
 """With more families, signs are drawn: 2^20 sums are 8 MB."""
 
+# Ranks that are held at once; they take about 100 bytes each.
+_AT_ONCE = 1 << 20
+
 Seed = int | np.random.Generator
 
 
@@ -292,12 +295,16 @@ def _spearman_of_copies(x: Floats, y: Floats, copies: Floats) -> Floats:
         y: As `x`.
         copies: Whole numbers, shape (draws, n).
     """
-    a, b = (_centred_ranks_of_copies(np.broadcast_to(z, copies.shape), copies) for z in (x, y))
-    covariance = (copies * a * b).sum(axis=1)
-    variances = (copies * a * a).sum(axis=1) * (copies * b * b).sum(axis=1)
     values = np.full(len(copies), math.nan)
-    # Sums of multiples of 1/4 are exact: no spread is exactly 0.
-    np.divide(covariance, np.sqrt(variances), out=values, where=variances > 0)
+    step = max(1, _AT_ONCE // copies.shape[1])
+    for start in range(0, len(copies), step):
+        some = slice(start, start + step)
+        c = copies[some]
+        a, b = (_centred_ranks_of_copies(z if z.ndim == 1 else z[some], c) for z in (x, y))
+        covariance = (c * a * b).sum(axis=1)
+        variances = (c * a * a).sum(axis=1) * (c * b * b).sum(axis=1)
+        # Sums of multiples of 1/4 are exact: no spread is exactly 0.
+        np.divide(covariance, np.sqrt(variances), out=values[some], where=variances > 0)
     return np.asarray(np.clip(values, -1.0, 1.0), dtype=np.float64)
 
 
@@ -306,18 +313,24 @@ def _centred_ranks_of_copies(scores: Floats, copies: Floats) -> Floats:
 
     It is the number of copies below it and half of those equal to it, less half of all.
     """
-    order = np.argsort(scores, axis=1)
-    ranked = np.take_along_axis(copies, order, axis=1)
-    in_order = np.take_along_axis(scores, order, axis=1)
-    # Where a run of equal scores begins, in all draws one after the other.
-    begins = np.ones(scores.shape, dtype=bool)
-    begins[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
-    starts = np.flatnonzero(begins)
-    below = (ranked.cumsum(axis=1) - ranked).ravel()[starts]
-    middle = below + np.add.reduceat(ranked.ravel(), starts) / 2
-    ranks = np.empty(scores.shape)
-    of_model = middle[np.cumsum(begins) - 1].reshape(scores.shape)
-    np.put_along_axis(ranks, order, of_model, axis=1)
+    ranks = np.empty(copies.shape)
+    if scores.ndim == 1:  # one order for all draws
+        order = np.argsort(scores)
+        begins = np.r_[True, np.diff(scores[order]) != 0]
+        equal = np.add.reduceat(copies[:, order], np.flatnonzero(begins), axis=1)
+        middle = equal.cumsum(axis=1) - equal / 2
+        ranks[:, order] = middle[:, np.cumsum(begins) - 1]
+    else:
+        orders = np.argsort(scores, axis=1)
+        ranked = np.take_along_axis(copies, orders, axis=1)
+        # Where a run of equal scores begins, in all draws one after the other.
+        begins = np.ones(scores.shape, dtype=bool)
+        begins[:, 1:] = np.diff(np.take_along_axis(scores, orders, axis=1)) != 0
+        starts = np.flatnonzero(begins)
+        below = (ranked.cumsum(axis=1) - ranked).ravel()[starts]
+        middle = below + np.add.reduceat(ranked.ravel(), starts) / 2
+        of_model = middle[np.cumsum(begins) - 1].reshape(scores.shape)
+        np.put_along_axis(ranks, orders, of_model, axis=1)
     centred: Floats = ranks - copies.sum(axis=1, keepdims=True) / 2
     return centred
 

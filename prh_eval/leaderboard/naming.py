@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prh_eval.leaderboard.config import Card
-from prh_eval.leaderboard.scores import Identity, ModelRun
+from prh_eval.leaderboard.scores import Identity, ModelRun, Score
 
 # An absolute path, of Unix or Windows, or one from a home or a parent folder.
 _PATH = re.compile(r"^(/|\\|[A-Za-z]:[\\/]|~|\.\.?[\\/])")
@@ -35,6 +36,26 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
         result[name] = numbered(short, taken)
         taken.add(result[name])
     return result
+
+
+def public_scores(scores: Iterable[Score], cards: Sequence[Card] = ()) -> list[Score]:
+    """The scores, with models under the name that a page may show, aliases resolved.
+
+    Args:
+        scores: As they were read.
+        cards: Their aliases count.
+    """
+    scores = list(scores)
+    aliases = {alias: card.name for card in cards for alias in card.aliases}
+    given = {score.model.name: aliases.get(score.model.name, score.model.name) for score in scores}
+    public = public_names(given.values())
+    runs: dict[int, ModelRun] = {}
+    for score in scores:
+        run = score.model
+        if id(run) not in runs:
+            peft = public_names([run.peft])[run.peft] if run.peft else None
+            runs[id(run)] = dataclasses.replace(run, name=public[given[run.name]], peft=peft)
+    return [dataclasses.replace(score, model=runs[id(score.model)]) for score in scores]
 
 
 def numbered(name: str, taken: Iterable[str]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
@@ -58,6 +60,15 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert (card.parameters, card.training_tokens) == (1.6e8, 3e11)
     assert card.release_date == date(2023, 4, 3)
     assert board.filters.least_parameters == 1.5e6
+
+
+def test_the_schema_for_editors_takes_what_we_take() -> None:
+    schema = BoardConfig.model_json_schema()
+    whole = json.loads(json.dumps(yaml.safe_load(WHOLE), default=str))
+    jsonschema.validate(whole, schema)
+    whole["models"][0]["parameters"] = "many"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(whole, schema)
 
 
 @pytest.mark.parametrize(

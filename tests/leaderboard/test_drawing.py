@@ -21,14 +21,14 @@ from sample_board import sample_board as make_board
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.leaderboard.associations import associations
-from prh_eval.leaderboard.drawing import composed, draw, drawn_from
-from prh_eval.leaderboard.plots import best_layer, figures, panels
+from prh_eval.leaderboard.pages.drawing import composed, draw, drawn_from
+from prh_eval.leaderboard.pages.plots import best_layer, figures, panels
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.collections import LineCollection, PathCollection  # noqa: E402
 from matplotlib.text import Annotation  # noqa: E402
 
-from prh_eval.leaderboard import artists  # noqa: E402
+from prh_eval.leaderboard.pages import artists  # noqa: E402
 
 # Deprecation of what matplotlib itself calls is not ours.
 pytestmark = [
@@ -102,8 +102,8 @@ def test_bytes_are_the_same_in_another_process_and_under_other_settings(name, tm
     )
     code = (
         "import hashlib, sys\nfrom sample_board import sample_board\n"
-        "from prh_eval.leaderboard.drawing import draw\n"
-        "from prh_eval.leaderboard.plots import figures\n"
+        "from prh_eval.leaderboard.pages.drawing import draw\n"
+        "from prh_eval.leaderboard.pages.plots import figures\n"
         "board = sample_board()\n"
         "figure = next(f for f in figures(board) if f.name == sys.argv[1])\n"
         "drawn = draw(board, figure)\n"

@@ -16,18 +16,18 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from sample_board import HOSTILE, sample_board
 
-from prh_eval.leaderboard import formats
 from prh_eval.leaderboard.associations import associations
 from prh_eval.leaderboard.board import Board, LeftOut
 from prh_eval.leaderboard.config import BoardConfig
-from prh_eval.leaderboard.escaping import (
+from prh_eval.leaderboard.pages import formats
+from prh_eval.leaderboard.pages.escaping import (
     code_block,
     markdown,
     markdown_alternative,
     markdown_link,
 )
-from prh_eval.leaderboard.markdown import MARKER, readme
-from prh_eval.leaderboard.plots import figures
+from prh_eval.leaderboard.pages.markdown import MARKER, readme
+from prh_eval.leaderboard.pages.plots import figures
 
 BOARD = sample_board()
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

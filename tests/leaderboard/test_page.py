@@ -21,7 +21,7 @@ from leaderboard.sample_board import HOSTILE
 from leaderboard.sample_board import sample_board as make_board
 
 from prh_eval.leaderboard.board import Board, Coefficient, Row
-from prh_eval.leaderboard.page import GENERATOR, html_page
+from prh_eval.leaderboard.pages.page import GENERATOR, html_page
 
 sample_board = functools.cache(make_board)
 
@@ -429,7 +429,7 @@ def test_what_is_not_known_is_a_dash() -> None:
 def test_the_same_board_is_the_same_page_in_another_process() -> None:
     code = (
         "import hashlib; from leaderboard.sample_board import sample_board\n"
-        "from prh_eval.leaderboard.page import html_page\n"
+        "from prh_eval.leaderboard.pages.page import html_page\n"
         "print(hashlib.sha256(html_page(sample_board(hostile=True)).encode()).hexdigest())"
     )
     tests = Path(__file__).parents[1]

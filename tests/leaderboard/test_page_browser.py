@@ -17,7 +17,7 @@ from leaderboard.sample_board import HOSTILE
 from leaderboard.sample_board import sample_board as make_board
 
 from prh_eval.leaderboard.board import Board, Row
-from prh_eval.leaderboard.page import html_page
+from prh_eval.leaderboard.pages.page import html_page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 

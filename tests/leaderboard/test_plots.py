@@ -14,7 +14,7 @@ from sample_board import sample_board as make_board
 from scipy import stats
 
 from prh_eval.leaderboard.associations import associations
-from prh_eval.leaderboard.plots import MOST_PANELS, best_layer, figures, panels
+from prh_eval.leaderboard.pages.plots import MOST_PANELS, best_layer, figures, panels
 
 sample_board = functools.cache(make_board)
 
@@ -68,7 +68,7 @@ def spearman(values):
 
 def test_nothing_that_draws_is_imported():
     code = (
-        "import sys, prh_eval.leaderboard.plots, prh_eval.leaderboard.drawing\n"
+        "import sys, prh_eval.leaderboard.pages.plots, prh_eval.leaderboard.pages.drawing\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('matplotlib', 'torch')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sample_board import HOSTILE, sample_board
 
 from prh_eval.leaderboard.board import Board
-from prh_eval.leaderboard.tabular import json_schema, read_json, to_csv, to_json
+from prh_eval.leaderboard.pages.tabular import json_schema, read_json, to_csv, to_json
 
 BOARD = sample_board()
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(json_schema()))

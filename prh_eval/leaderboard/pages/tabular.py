@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from prh_eval.leaderboard.board import SCHEMA_FILE, Board, BoardColumn, Cell, Row
-from prh_eval.leaderboard.escaping import spreadsheet
+from prh_eval.leaderboard.pages.escaping import spreadsheet
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from prh_eval.leaderboard.board import BoardColumn
-from prh_eval.leaderboard.escaping import one_line
+from prh_eval.leaderboard.pages.escaping import one_line
 
 _MARKS = frozenset(" .,:;+-_/()%=@")
 

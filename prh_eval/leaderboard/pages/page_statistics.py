@@ -12,8 +12,8 @@ from prh_eval.leaderboard.board import (
     Coefficient,
     CoefficientInterval,
 )
-from prh_eval.leaderboard.elements import element, scrolling, section
-from prh_eval.leaderboard.formats import MISSING, coefficient, counted, interval, p_value
+from prh_eval.leaderboard.pages.elements import element, scrolling, section
+from prh_eval.leaderboard.pages.formats import MISSING, coefficient, counted, interval, p_value
 
 LEVEL = 0.05  # of the primary test
 

@@ -25,11 +25,11 @@ from matplotlib.transforms import Bbox
 
 from prh_eval.leaderboard.board import Board, BoardColumn, Row
 from prh_eval.leaderboard.correlation import Floats
-from prh_eval.leaderboard.escaping import one_line
-from prh_eval.leaderboard.formats import amount, coefficient, interval
-from prh_eval.leaderboard.plots import Figure, best_layer, panels, profiles
-from prh_eval.leaderboard.points import Axis, Panel, Point, association
-from prh_eval.leaderboard.wording import heading, model_label, shortened
+from prh_eval.leaderboard.pages.escaping import one_line
+from prh_eval.leaderboard.pages.formats import amount, coefficient, interval
+from prh_eval.leaderboard.pages.plots import Figure, best_layer, panels, profiles
+from prh_eval.leaderboard.pages.points import Axis, Panel, Point, association
+from prh_eval.leaderboard.pages.wording import heading, model_label, shortened
 
 WIDTH = 8.0  # inches: at 800 pixels, type of 9 points is 12.5 pixels high
 DPI = 200
@@ -42,6 +42,7 @@ _HATCH = "#8a8a8a"
 MOST_STYLES = 28
 """Families beyond it, those of the fewest models, are grey together."""
 MOST_FAMILY_PANELS = 24
+_PROFILES_LABELLED = 40
 _ALL_LABELLED = 10
 _MOST_JOINED = 12  # looks; more lines would be a thicket
 _AREAS = 34.0, 160.0  # of markers, in square points
@@ -435,6 +436,8 @@ def _own(axes: Axes, rows: Sequence[Row], reference: str, style: Style) -> None:
 
 def _label_sizes(axes: Axes, rows: Sequence[Row], reference: str) -> None:
     """Name the best layers' marks by their models' sizes, which tell a family's models apart."""
+    if len(rows) > _PROFILES_LABELLED:  # a thicket in which nothing could be read
+        return
     places = []
     for row in rows:
         depths, profile = _profile(row, reference)

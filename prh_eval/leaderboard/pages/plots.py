@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from prh_eval.leaderboard import points
 from prh_eval.leaderboard.board import Association, Board, Row
-from prh_eval.leaderboard.formats import amount, coefficient, counted
-from prh_eval.leaderboard.wording import heading, plain
+from prh_eval.leaderboard.pages import points
+from prh_eval.leaderboard.pages.formats import amount, coefficient, counted
+from prh_eval.leaderboard.pages.wording import heading, plain
 
 Kind = Literal[
     "scores", "given parameters", "parameters", "release date", "bits per byte", "layers",

@@ -15,8 +15,8 @@ from PIL import Image
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.leaderboard.board import Board
-from prh_eval.leaderboard.escaping import one_line
-from prh_eval.leaderboard.plots import Figure
+from prh_eval.leaderboard.pages.escaping import one_line
+from prh_eval.leaderboard.pages.plots import Figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -53,7 +53,7 @@ def draw(board: Board, figure: Figure) -> Drawn:
 
     Args:
         board: The board.
-        figure: One of its figures (:func:`prh_eval.leaderboard.plots.figures`).
+        figure: One of its figures (:func:`prh_eval.leaderboard.pages.plots.figures`).
 
     Raises:
         PrhEvalError: If matplotlib is not installed.
@@ -106,7 +106,7 @@ def composed(board: Board, figure: Figure) -> Iterator[Canvas]:
             "the figures need matplotlib: pip install 'prh_eval[plots]', or leave them out "
             "with --no-figures"
         ) from error
-    from prh_eval.leaderboard import artists
+    from prh_eval.leaderboard.pages import artists
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -16,8 +16,8 @@ from prh_eval.leaderboard.board import (
     CoefficientInterval,
     Row,
 )
-from prh_eval.leaderboard.formats import coefficient, counted, interval, p_value
-from prh_eval.leaderboard.wording import axis_label, shortened
+from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_value
+from prh_eval.leaderboard.pages.wording import axis_label, shortened
 
 Scale = Literal["linear", "log", "date"]
 

@@ -12,9 +12,9 @@ from prh_eval.leaderboard.board import (
     CoefficientInterval,
     Omission,
 )
-from prh_eval.leaderboard.escaping import markdown
-from prh_eval.leaderboard.formats import MISSING, coefficient, interval, p_value, ranges
-from prh_eval.leaderboard.markdown_blocks import table
+from prh_eval.leaderboard.pages.escaping import markdown
+from prh_eval.leaderboard.pages.formats import MISSING, coefficient, interval, p_value, ranges
+from prh_eval.leaderboard.pages.markdown_blocks import table
 
 _HOW_TO_READ = """\
 - **One hypothesis is primary** and is read at its own p. All others are exploratory and are read at

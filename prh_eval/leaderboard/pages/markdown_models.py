@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from prh_eval.leaderboard.board import Board, BoardColumn, Row
-from prh_eval.leaderboard.escaping import markdown, markdown_link
-from prh_eval.leaderboard.formats import MISSING, amount, score
-from prh_eval.leaderboard.markdown_blocks import folded, table
-from prh_eval.leaderboard.tabular import baselines
+from prh_eval.leaderboard.pages.escaping import markdown, markdown_link
+from prh_eval.leaderboard.pages.formats import MISSING, amount, score
+from prh_eval.leaderboard.pages.markdown_blocks import folded, table
+from prh_eval.leaderboard.pages.tabular import baselines
 
 
 def models(board: Board) -> Iterable[str]:

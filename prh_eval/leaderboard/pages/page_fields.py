@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from prh_eval.leaderboard.board import Board, BoardColumn, Row
-from prh_eval.leaderboard.formats import MISSING, amount, score
+from prh_eval.leaderboard.pages.formats import MISSING, amount, score
 
 
 class Shown(NamedTuple):

@@ -17,7 +17,7 @@ from string import Template
 from xml.etree.ElementTree import Element
 
 from prh_eval.leaderboard.board import Board, Row
-from prh_eval.leaderboard.elements import (
+from prh_eval.leaderboard.pages.elements import (
     Child,
     element,
     is_web,
@@ -26,10 +26,10 @@ from prh_eval.leaderboard.elements import (
     scrolling,
     section,
 )
-from prh_eval.leaderboard.formats import counted, score
-from prh_eval.leaderboard.page_fields import Field, Shown, table_fields
-from prh_eval.leaderboard.page_statistics import answer, in_words, statistics_table
-from prh_eval.leaderboard.tabular import baselines
+from prh_eval.leaderboard.pages.formats import counted, score
+from prh_eval.leaderboard.pages.page_fields import Field, Shown, table_fields
+from prh_eval.leaderboard.pages.page_statistics import answer, in_words, statistics_table
+from prh_eval.leaderboard.pages.tabular import baselines
 
 GENERATOR = "prh-eval leaderboard"
 """Content of the meta tag by which a page is known as one of ours."""

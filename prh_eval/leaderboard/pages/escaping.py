@@ -6,7 +6,7 @@ import re
 import unicodedata
 from urllib.parse import quote
 
-from prh_eval.leaderboard.formats import MISSING
+from prh_eval.leaderboard.pages.formats import MISSING
 
 # What Markdown may take for structure, wherever in a line it stands. Pipes and backslashes are
 # entities, because table cells are split before backslashes are read.
