@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,6 +24,7 @@ from tabulate import tabulate
 from prh_eval import schema
 from prh_eval.cli import _parser, parse
 from prh_eval.harness.options import PREFIX, TaskOptions
+from prh_eval.leaderboard import config
 from prh_eval.references.registry import load_reference
 
 ROOT = Path(__file__).parents[1]
@@ -62,13 +64,23 @@ def references() -> str:
 
 def keys() -> str:
     """Every key that a reference's YAML may hold, from the models it is validated by."""
+    return tables_of_keys(SECTIONS)
+
+
+def board_keys() -> str:
+    """Every key that a board.yaml may hold."""
+    return tables_of_keys(BOARD_SECTIONS)
+
+
+def tables_of_keys(sections: list[tuple[str, type[BaseModel], frozenset[str]]]) -> str:
     parts = []
-    for title, model, left_out in SECTIONS:
+    for title, model, left_out in sections:
         rows = []
         for name, field in model.model_fields.items():
             if name in left_out:
                 continue
-            default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
+            given = field.is_required() or field.default_factory is not None
+            default = "" if given else f"`{json.dumps(field.default)}`"
             forms, meaning = values(field.annotation), str(field.description)
             if (name, model) == ("kind", schema.VisionReference):
                 fields = [kind.model_fields["kind"] for kind in KINDS]
@@ -96,10 +108,11 @@ def _values(annotation: Any) -> list[str]:
         return [f"`{value}`" for value in inner]
     if origin in (list, tuple):
         plural = {"number": "numbers", "whole number": "whole numbers", "text": "texts"}
-        return ["list of " + plural[word] for word in _values(inner[0])]
+        return ["list of " + plural.get(word, word) for word in _values(inner[0])]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return ["keys"]
-    return [{str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]]
+    words = {str: "text", int: "whole number", float: "number", bool: "true or false", date: "date"}
+    return [words[annotation]]
 
 
 def commands() -> str:
@@ -134,16 +147,29 @@ SECTIONS: list[tuple[str, type[BaseModel], frozenset[str]]] = [
     ("`pairs` of `kind: embedded`", schema.EmbeddedPairs, frozenset()),
 ]
 
+BOARD_SECTIONS: list[tuple[str, type[BaseModel], frozenset[str]]] = [
+    ("The board", config.BoardConfig, frozenset()),
+    ("Each of `references`", config.ReferenceColumn, frozenset()),
+    ("Each of `tasks`", config.TaskColumn, frozenset()),
+    ("`primary`", config.Primary, frozenset()),
+    ("Each of `models`", config.Card, frozenset()),
+    ("`filters`", config.Filters, frozenset()),
+]
+
 BLOCKS: list[tuple[str, str, Callable[[], str]]] = [
     ("tasks/README.md", "options", options),
     ("references/README.md", "keys", keys),
+    ("docs/leaderboard.md", "keys", board_keys),
     ("README.md", "tasks", tasks),
     ("README.md", "references", references),
     ("README.md", "commands", commands),
 ]
 
 
-@pytest.mark.parametrize(("file", "name", "generate"), BLOCKS, ids=[b[1] for b in BLOCKS])
+IDS = [f"{file}-{name}" for file, name, _ in BLOCKS]
+
+
+@pytest.mark.parametrize(("file", "name", "generate"), BLOCKS, ids=IDS)
 def test_generated_table_is_current(file: str, name: str, generate: Callable[[], str]) -> None:
     path = ROOT / file
     text = path.read_text(encoding="utf-8")
@@ -155,7 +181,10 @@ def test_generated_table_is_current(file: str, name: str, generate: Callable[[],
     assert wanted == path.read_text(encoding="utf-8"), __doc__
 
 
-PAGES = [ROOT / name for name in ("README.md", "references/README.md", "CONTRIBUTING.md")]
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "references/README.md", "docs/leaderboard.md", "CONTRIBUTING.md")
+]
 
 
 def test_every_command_that_is_shown_is_one() -> None:
@@ -175,12 +204,16 @@ def test_every_command_that_is_shown_is_one() -> None:
             assert line.split()[1] in inside, line
 
 
-def test_every_reference_that_is_shown_is_one() -> None:
+def test_every_yaml_that_is_shown_is_valid() -> None:
     shown = [
-        block
+        yaml.safe_load(block)
         for page in PAGES
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.S)
     ]
-    assert len(shown) > 5
-    for block in shown:
-        schema.REFERENCE.validate_python(yaml.safe_load(block))
+    boards = [content for content in shown if "references" in content]
+    references = [content for content in shown if content not in boards]
+    assert boards and len(references) > 5
+    for board in boards:
+        config.BoardConfig.model_validate(board)
+    for reference in references:
+        schema.REFERENCE.validate_python(reference)

@@ -76,7 +76,9 @@ class Column(Section):
     name: Name | None = Field(
         None, description="what the column is called in data and file names; null: the task's name"
     )
-    label: Name | None = Field(None, description="its heading on the pages; null: its name")
+    label: Name | None = Field(
+        None, description="its heading on the pages; null: its name, or that of the reference"
+    )
     version: Version | None = Field(
         None, description="the task's version that is accepted; null: the one most models have"
     )
