@@ -27,7 +27,7 @@ from tiny_models import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-STATIC = ["prh", "prh_align", "prh_align_color"]
+STATIC = ["prh", "prh_align", "prh_align_color", "prh_color_choice"]
 REFERENCES = {
     path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))["kind"]
     for path in (ROOT / "references").glob("*.yaml")
