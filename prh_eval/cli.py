@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     tasks_path.set_defaults(command=_tasks_path)
 
     demo_parser = commands.add_parser(
-        "demo", help="train a tiny model on a coloured world and score it, with no download"
+        "demo", help="train a ladder of tiny models, score them and write their board; no download"
     )
     demo.add_arguments(demo_parser)
     demo_parser.set_defaults(command=demo.run)

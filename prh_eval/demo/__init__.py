@@ -1,7 +1,8 @@
 """``prh-eval demo``: the main job on data that it makes, with no download.
 
-A tiny language model is trained on text about colours and scored on the way, through lm-eval's own
-command line, by its alignment with human colour perception.
+A ladder of tiny language models is trained on text about colours. Each is scored through lm-eval's
+own command line by its alignment with human colour perception and by a multiple-choice task on the
+same colours, and the leaderboard shows how the two go together.
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
-    from prh_eval.demo.report import Checkpoint
+    from prh_eval.demo.ladder import Model
 
 # Stands in every folder that a demo wrote, and says how.
 MARKER = "prh_eval_demo.json"
-MODELS, RESULTS, CACHE = "models", "results", "cache"
+FOLDERS = ("models", "results", "logs", "cache", "leaderboard")
 
 # Processes of lm-eval; each takes one core and about 1 GB of memory.
 AT_ONCE = 2
-
-HELD_OUT_SENTENCES = 1024
+FAMILIES = 8
 LARGEST_SEED = 2**32 - 1  # torch's generator looks at no more bits than these
 
 
@@ -41,14 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for what is made; an earlier demo in it is replaced (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=_whole(1), default=600, help="training steps (default: %(default)s)"
+        "--families",
+        type=_whole(1, FAMILIES),
+        default=FAMILIES,
+        metavar="N",
+        help="families of three models each; the test over families needs 6 (default: %(default)s)",
     )
     parser.add_argument(
-        "--checkpoints",
+        "--steps",
         type=_whole(2),
-        default=4,
-        metavar="N",
-        help="models to score, the untrained and the last among them (default: %(default)s)",
+        default=300,
+        help="training steps of a model (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
@@ -59,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, score, print.
+    """Train, score, write the board, print what it shows.
 
     Args:
         args: What `add_arguments` declares.
@@ -71,24 +74,31 @@ def run(args: argparse.Namespace) -> int:
         PrhEvalError: If the folder holds something else, cannot be written, or lm-eval fails.
     """
     output: Path = args.output
-    settings = {"steps": args.steps, "checkpoints": args.checkpoints, "seed": args.seed}
-    prepare(output, settings)
-    steps = checkpoint_steps(args.steps, args.checkpoints)
-    checkpoints = _train_and_score(output, steps, args.seed)
+    options = {name: getattr(args, name) for name in ("families", "steps", "seed")}
+    prepare(output, options)
+    # Here and in lm-eval's processes, before anything is imported that reads them.
+    os.environ.update(
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+        TRANSFORMERS_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+    models = _train_and_score(output, args.families, args.steps, args.seed)
 
-    from prh_eval.demo.report import seen, table
+    from prh_eval.demo.story import pages, seen, table, write_board
 
-    print(f"\n{table(checkpoints)}\n\n{seen(checkpoints)}")
-    print(f"Models and lm-eval's result files are in {output}.")
+    board, figures = write_board(output, models, options)
+    print(f"\n{table(board, models)}\n\n{seen(board)}\n{pages(output, figures=figures)}")
     return 0
 
 
-def prepare(output: Path, settings: dict[str, int]) -> None:
+def prepare(output: Path, options: Mapping[str, int]) -> None:
     """Make the folder ready: new, empty, or emptied of what an earlier demo wrote.
 
     Args:
         output: The folder.
-        settings: Kept in it, for whoever finds it.
+        options: Kept in it, for whoever finds it.
 
     Raises:
         PrhEvalError: If it holds something that no demo wrote, or cannot be written.
@@ -101,94 +111,39 @@ def prepare(output: Path, settings: dict[str, int]) -> None:
                 f"{output} is not empty and no demo wrote it (it has no {MARKER}), so that "
                 "--output should be another folder"
             )
-        for name in (MODELS, RESULTS, CACHE):
+        for name in FOLDERS:
             if (output / name).exists():
                 shutil.rmtree(output / name)
-        output.mkdir(parents=True, exist_ok=True)
-        (output / MARKER).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            (output / name).mkdir(parents=True)
+        (output / MARKER).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise PrhEvalError(f"--output {output} cannot be written: {error}") from None
 
 
-def checkpoint_steps(steps: int, count: int) -> list[int]:
-    """When to save a model: after 0 steps and after the last, denser at the start.
-
-    Args:
-        steps: Training steps in all, at least 1.
-        count: Number of checkpoints, at least 2; fewer are made where steps are too few.
-
-    Returns:
-        Rising, without duplicates.
-    """
-    # Learning is fastest at the start, so the gaps grow.
-    return sorted({round(steps * (index / (count - 1)) ** 2) for index in range(count)})
-
-
-def _train_and_score(output: Path, steps: Sequence[int], seed: int) -> list[Checkpoint]:
-    """Score each checkpoint while training goes on.
-
-    The first score that fails ends it, once training is through; what is written stays.
-    """
-    from prh_eval.demo.report import Checkpoint
-    from prh_eval.demo.scoring import TASK, score
-
-    # Training leaves a core idle, and half of the time goes into starting lm-eval.
-    pool = ThreadPoolExecutor(min(AT_ONCE, _cores()))
-    try:
-        trained = []
-        for step, loss in _train(output, steps, seed):
-            model, results = _at(output, MODELS, step), _at(output, RESULTS, step)
-            trained.append((step, loss, pool.submit(score, model, results, output / CACHE)))
-        print(f"Scoring {len(steps)} checkpoints with lm_eval --tasks {TASK}", flush=True)
-        checkpoints = []
-        for step, loss, pending in trained:
-            checkpoints.append(Checkpoint(step, loss, pending.result()))
-            print(f"  after {step} steps: mnn {pending.result().mnn:.3f}", flush=True)
-        return checkpoints
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _train(output: Path, checkpoints: Sequence[int], seed: int) -> Iterator[tuple[int, float]]:
-    """Train; at each checkpoint save the model and yield its loss on held-out sentences."""
-    import torch
+def _train_and_score(output: Path, families: int, steps: int, seed: int) -> list[Model]:
+    """Score each model while the next ones are trained; the first failure ends all."""
     from tqdm import tqdm
-    from transformers.utils import logging
 
-    from prh_eval.demo.training import build_model, build_tokenizer, mean_loss, train
-    from prh_eval.demo.world import coloured_world
+    from prh_eval.demo.ladder import climb, plan
+    from prh_eval.demo.scoring import ALIGNMENT, CHOICE, MODELS, Scoring
 
-    logging.disable_progress_bar()  # it would show one for each saved model
-    # So small a model gains little by a second thread, and where the cores are busy two threads
-    # that wait for each other take many times as long.
-    torch.set_num_threads(1)
-    world = coloured_world()
-    tokenizer = build_tokenizer(world)
-    model = build_model(tokenizer, seed)
-    # Training draws with the seed itself; this is never the same one.
-    other = torch.Generator().manual_seed(LARGEST_SEED - seed)
-    held_out = world.sentences(HELD_OUT_SENTENCES, other)
+    models: list[Model] = []
     print(
-        f"Training a GPT-NeoX of {model.num_parameters():,} parameters on sentences such as "
-        f"{held_out[0]!r}",
+        "Training models on sentences in which colours that look alike are named together, and "
+        f"scoring each with lm_eval --tasks {ALIGNMENT[0]},{CHOICE[0]}",
         flush=True,
     )
-    steps = checkpoints[-1]
-    with tqdm(total=steps, desc="training", unit="step") as bar:
-        for step in train(model, tokenizer, world, steps=steps, seed=seed):
-            bar.update(step - bar.n)
-            if step in checkpoints:
-                with torch.no_grad():
-                    loss = mean_loss(model, tokenizer, held_out).item()
-                bar.set_postfix(loss=f"{loss:.3f}")
-                target = _at(output, MODELS, step)
-                model.save_pretrained(target)
-                tokenizer.save_pretrained(target)
-                yield step, loss
-
-
-def _at(output: Path, kind: str, step: int) -> Path:
-    return output / kind / f"step-{step:05d}"
+    with Scoring(output, min(AT_ONCE, _cores())) as scoring:
+        for model in climb(output / MODELS, plan(families, steps), seed):
+            if model is not None:
+                models.append(model)
+                scoring.add(model.name)
+            for line in scoring.poll():
+                tqdm.write(line)  # above the bar
+                sys.stdout.flush()
+        for line in scoring.rest():
+            print(line, flush=True)
+    return models
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""A tiny language model and its training on the coloured world's text."""
+"""Tiny language models of several architectures, and their training on the world's text."""
 
 from __future__ import annotations
 
@@ -7,36 +7,39 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from prh_eval.demo.world import ColouredWorld
 
 CONTEXT = 64
-BATCH_SIZE = 96
+BATCH_SIZE = 64
 PEAK_LEARNING_RATE = 0.02
 WARM_UP_STEPS = 50
 FINAL_RATE = 0.1  # of the peak
 WEIGHT_DECAY = 0.1
 GRADIENT_NORM = 1.0
+HEAD_WIDTH = 16
 
 UNKNOWN, END, PADDING = "<unk>", "<eos>", "<pad>"
 
 
 @dataclass(frozen=True)
-class Shape:
+class Size:
     """The size of a model.
 
     Attributes:
-        width: Size of a hidden state.
+        width: Size of a hidden state, a multiple of 16: attention heads have that width.
         layers: Number of blocks.
-        heads: Attention heads of a block; they divide the width.
-        inner: Width of a block's perceptron.
     """
 
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    inner: int = 128
+    width: int
+    layers: int
 
 
 def build_tokenizer(world: ColouredWorld) -> PreTrainedTokenizerFast:
@@ -54,49 +57,61 @@ def build_tokenizer(world: ColouredWorld) -> PreTrainedTokenizerFast:
         pad_token=PADDING,
         padding_side="right",
         model_max_length=CONTEXT,
+        model_input_names=["input_ids", "attention_mask"],  # no segments, which GPT-2 would read
         clean_up_tokenization_spaces=False,
     )
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, seed: int, shape: Shape | None = None
-) -> GPTNeoXForCausalLM:
-    """An untrained GPT-NeoX on the CPU.
+    architecture: str, size: Size, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> PreTrainedModel:
+    """An untrained model on the CPU.
 
     Args:
+        architecture: transformers' name of it (``model_type``).
+        size: Its size; the blocks' perceptrons have twice its width where that can be chosen.
         tokenizer: What it reads.
         seed: Decides the weights; the caller's random state is left as it was.
-        shape: The size; about 100 thousand parameters by default.
     """
-    shape = shape or Shape()
-    config = GPTNeoXConfig(
+    width, heads = size.width, size.width // HEAD_WIDTH
+    # The customary 0.02 suits widths in the thousands; here it makes the start a plateau.
+    spread = width**-0.5
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
-        hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.inner,
+        hidden_size=width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=heads,
+        intermediate_size=2 * width,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        # The customary 0.02 suits widths in the thousands; here it makes the start a plateau.
-        initializer_range=shape.width**-0.5,
+        initializer_range=spread,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         use_cache=False,
+        **{
+            "gemma": {"num_key_value_heads": heads, "head_dim": HEAD_WIDTH},
+            "gpt2": {"n_inner": 2 * width},
+            "mpt": {"expansion_ratio": 2, "max_seq_len": CONTEXT},
+            "opt": {"ffn_dim": 2 * width, "word_embed_proj_dim": width, "init_std": spread},
+        }.get(architecture, {}),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPTNeoXForCausalLM(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.eval()  # no dropout: every sentence is a fresh one
+    return model
 
 
 def train(
-    model: GPTNeoXForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     world: ColouredWorld,
     *,
     steps: int,
     seed: int,
-) -> Iterator[int]:
+) -> Iterator[tuple[int, int]]:
     """Train in place on fresh sentences with AdamW, warm-up and a linearly falling rate.
 
     Args:
@@ -107,7 +122,7 @@ def train(
         seed: Decides the sentences.
 
     Yields:
-        The number of steps done: 0 before the first, then 1 to ``steps``.
+        The number of steps done and of tokens read so far: before the first step, then after each.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
@@ -123,20 +138,24 @@ def train(
             min(1.0, (done + 1) / WARM_UP_STEPS) * (1 - (1 - FINAL_RATE) * min(1.0, done / steps))
         ),
     )
-    yield 0
+    tokens = 0
+    yield 0, tokens
     for step in range(1, steps + 1):
-        loss = mean_loss(model, tokenizer, world.sentences(BATCH_SIZE, generator))
+        ids, real = _encode(tokenizer, world.sentences(BATCH_SIZE, generator))
+        loss = _mean_loss(model, ids, real)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
         schedule.step()
-        yield step
+        tokens += int(real.sum())
+        yield step, tokens
 
 
+@torch.no_grad()
 def mean_loss(
-    model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
-) -> torch.Tensor:
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
+) -> float:
     """Cross-entropy of each next token, the end of the text included.
 
     Args:
@@ -145,11 +164,22 @@ def mean_loss(
         sentences: At least one.
 
     Returns:
-        Nats a token, a scalar that can be differentiated.
+        Nats a token.
     """
+    return _mean_loss(model, *_encode(tokenizer, sentences)).item()
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, sentences: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids of sentences with their ends, and which of them are not padding."""
     texts = [f"{sentence} {END}" for sentence in sentences]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    return batch.input_ids, batch.attention_mask.bool()
+
+
+def _mean_loss(model: PreTrainedModel, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     # No mask: padding stands on the right, where a causal model does not look.
-    loss: torch.Tensor = model(input_ids=batch.input_ids, labels=labels).loss
-    return loss
+    logits = model(input_ids=ids).logits[:, :-1]
+    following = real[:, 1:]
+    return cross_entropy(logits[following], ids[:, 1:][following])
