@@ -354,7 +354,9 @@ def test_any_text_shows_as_it_is(text: str) -> None:
         update={"name": text, "family": text, "licence": text, "notes": text, "reproduce": (text,)}
     )
     columns = (board.columns[0].model_copy(update={"label": text}), *board.columns[1:])
-    changed = {"rows": (row,), "columns": columns, "title": text, "about": text, "remarks": (text,)}
+    about = text.replace("`", "'")  # see the next test
+    changed = {"rows": (row,), "columns": columns, "title": text, "about": about}
+    changed |= {"remarks": (text,)}
     page = tree(board.model_copy(update=changed))
     headings, models, _ = table(page)
     shown = text.replace("\u00a0", " ")
@@ -365,6 +367,13 @@ def test_any_text_shows_as_it_is(text: str) -> None:
     assert not re.search("[<>&\u2028\u2029]", data)
     assert embedded(page)["rows"][0]["name"] == text
     assert embedded(page)["families"] == [text]
+
+
+def test_code_in_what_the_board_is_about() -> None:
+    about = "Made by `prh-eval demo --seed 0`, `<b>` and a lone ` too."
+    page = tree(_small(1).model_copy(update={"about": about}))
+    assert [code.text for code in page.all("code")][:2] == ["prh-eval demo --seed 0", "<b>"]
+    assert any(p.text == about.replace("`", "", 4) for p in page.all("p"))
 
 
 # ---------------------------------------------------------------- the page as a whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
@@ -71,7 +72,9 @@ def html_page(board: Board) -> str:
 def _header(board: Board) -> Iterator[Element]:
     yield element("h1", board.title)
     if board.about:
-        yield element("p", board.about)
+        # Of its Markdown, only code is more than text here.
+        parts = re.split(r"`([^`]+)`", board.about)
+        yield element("p", *(element("code", t) if n % 2 else t for n, t in enumerate(parts)))
     alignment = board.of_kind("alignment")
     if alignment and (facts := alignment[0].alignment):
         yield element(
