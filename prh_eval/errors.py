@@ -12,6 +12,10 @@ class PrhEvalError(Exception):
     """Something a person can mend; the message is one sentence and needs no traceback."""
 
 
+_MOST_LISTED = 60
+_LISTED_OF_MORE = 20
+
+
 def suggestion(name: str, valid: Iterable[str]) -> str:
     """The end of an error sentence about an unknown name.
 
@@ -20,11 +24,16 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
         valid: The names that exist.
 
     Returns:
-        ``"did you mean 'x'? (valid: x, y, z)"``, or only the valid names where none is near.
+        ``"did you mean 'x'? (valid: x, y, z)"``, or only the valid names where none is near. Of
+        more than 60 names, those that are least like it are counted, not listed.
     """
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    listing = f"(valid: {', '.join(names)})"
+    shown = names
+    if len(names) > _MOST_LISTED:
+        shown = sorted(difflib.get_close_matches(name, names, n=_LISTED_OF_MORE, cutoff=0))
+    more = f" and {len(names) - len(shown)} more" if shown is not names else ""
+    listing = f"(valid: {', '.join(shown)}{more})"
     return f"did you mean {near[0]!r}? {listing}" if near else listing
 
 

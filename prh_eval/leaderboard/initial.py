@@ -27,7 +27,7 @@ _MOST_TASKS = 12  # other tasks that are mentioned
 # The hub has no earlier date: it is when the hub began to keep them.
 _FIRST_DATE = "2022-03-02"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-_SIZE = re.compile(r"^\d+(\.\d+)?[kmbt]$", re.IGNORECASE)
+_SIZE = re.compile(r"^\d+(\.\d+)?[kmbt]\d?$", re.IGNORECASE)  # BLOOM has 1b7
 _PINNED = ("captions", "k", "protocol", "pooling")
 
 

@@ -166,7 +166,7 @@ def test_models_that_have_a_card_are_not_found(three: Path) -> None:
         ("EleutherAI/pythia-1.4b-deduped", "pythia"),
         ("google/gemma-2-2b", "gemma-2"),
         ("Qwen/Qwen2.5-1.5B", "Qwen2.5"),
-        ("bigscience/bloom-7b1", "bloom-7b1"),
+        ("bigscience/bloom-7b1", "bloom"),
         ("fla-hub/rwkv7-1.5B-world", "rwkv7"),
         ("gpt2", "gpt2"),
         ("7B", None),
