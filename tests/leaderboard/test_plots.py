@@ -192,7 +192,7 @@ def test_the_other_alternative_texts_have_theirs():
     clip = spearman(pairs(board, "prh_align_clip", "hellaswag"))
     assert f"CLIP ViT-H {clip:.2f} (" in alts["references"]
     partial = next(a for a in board.associations if a.primary).given_parameters.value
-    assert f"HellaSwag {partial:.2f}, without size" in alts["given-parameters"]
+    assert f"HellaSwag {partial:.2f} (plain Spearman " in alts["given-parameters"]
     assert "DINOv2-giant and HellaSwag 0.96 (primary)" in alts["correlations"]
     assert "0 of 6 cells not testable" in alts["correlations"]
     depths = [

@@ -256,7 +256,7 @@ def _files(board: Board) -> Iterable[str]:
     yield (
         "- [leaderboard.csv](leaderboard.csv): the scores for a spreadsheet, with every column's "
         "errors, tiers and layers.\n"
-        "- [leaderboard.json](leaderboard.json): all numbers unrounded, and more of them, as "
+        "- [leaderboard.json](leaderboard.json): all numbers to six decimals, and more of them, as "
         "[leaderboard.schema.json](leaderboard.schema.json) describes.\n"
         "- [leaderboard.html](leaderboard.html): the board to sort and filter, in one file; "
         "download it and open it in a browser."

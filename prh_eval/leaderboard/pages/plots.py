@@ -350,5 +350,5 @@ def _partial(board: Board, reference: str, task: str) -> str:
     partial, plainly = found.given_parameters, found.spearman.value
     text = f"{plain(heading(board.column(task)))} "
     text += "none" if partial.value is None else coefficient(partial.value)
-    beside = "" if plainly is None else f", without size {coefficient(plainly)}"
+    beside = "" if plainly is None else f" (plain Spearman {coefficient(plainly)})"
     return f"{text}{beside}, {counted(partial.n, 'model')}"
