@@ -43,7 +43,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise PrhEvalError(f"{path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise PrhEvalError(f"{path} cannot be read: {why}") from error
     # PyYAML's own conversions let other errors through, as of 2020-13-45 or !!bool x.
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)

@@ -322,7 +322,7 @@ def test_the_command_that_mends_has_the_options(
 def test_no_folder_no_results_no_alignment(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere is no folder" in failing("nowhere", "--output", "out", capsys=capsys)
     Path("empty").mkdir()
-    assert "none of the 0 result files" in failing("empty", "--output", "out", capsys=capsys)
+    assert "holds no result file of lm-eval" in failing("empty", "--output", "out", capsys=capsys)
     write(home / "tasks", result("org/m", {"hellaswag": {"acc_norm,none": 0.5}}))
     assert "--tasks prh_align" in failing("tasks", "--output", "out", capsys=capsys)
     assert not Path("out").exists()

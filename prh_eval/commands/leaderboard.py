@@ -50,7 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="TASK[=METRIC[,FILTER]][@SHOTS]",
-        help="a column more, where there is no board.yaml; may be repeated",
+        help="a column in place of HellaSwag and GSM8K, without a board.yaml; may be repeated",
     )
     board.add_argument("--title", help="the board's heading, where there is no board.yaml")
     board.add_argument(
@@ -126,7 +126,7 @@ def _board(arguments: argparse.Namespace) -> int:
     from prh_eval.leaderboard import publish
     from prh_eval.leaderboard.assemble import assemble
     from prh_eval.leaderboard.config import BOARD_FILE, read_board
-    from prh_eval.leaderboard.results import read_results
+    from prh_eval.leaderboard.results import read_some_results
 
     beside = arguments.output / BOARD_FILE
     file = arguments.board or (beside if beside.exists() else None)
@@ -134,10 +134,16 @@ def _board(arguments: argparse.Namespace) -> int:
         given = "--task" if arguments.task else "--title"
         raise PrhEvalError(f"{given} is for a board without a board.yaml, but here is {file}")
     config = None if file is None else read_board(file)
-    results = read_results(arguments.results, progress=not arguments.quiet)
+    results = read_some_results(arguments.results, progress=not arguments.quiet)
     board = assemble(results, config, _task_columns(arguments.task, results))
     if arguments.title is not None:
         board = board.model_copy(update={"title": arguments.title})
+    files = publish.render(board, figures=not arguments.no_figures)
+    if arguments.check:
+        return _check(publish.check(files, arguments.output), arguments)
+    publish.write(files, arguments.output)
+    if not arguments.quiet:
+        print("\n".join(_summary(board, results, arguments.output)))
     if config is None and not arguments.quiet:
         words = ["prh-eval", "leaderboard", "init", str(arguments.results), "--output", str(beside)]
         print(
@@ -145,12 +151,6 @@ def _board(arguments: argparse.Namespace) -> int:
             f"known; to write one: {shlex.join(words)}",
             file=sys.stderr,
         )
-    files = publish.render(board, figures=not arguments.no_figures)
-    if arguments.check:
-        return _check(publish.check(files, arguments.output), arguments)
-    publish.write(files, arguments.output)
-    if not arguments.quiet:
-        print("\n".join(_summary(board, results, arguments.output)))
     return 0
 
 
@@ -273,11 +273,11 @@ def _init(arguments: argparse.Namespace) -> int:
     from prh_eval.leaderboard.config import read_board
     from prh_eval.leaderboard.initial import board_yaml, cards_yaml, hub_facts, models
     from prh_eval.leaderboard.publish import replace
-    from prh_eval.leaderboard.results import read_results
+    from prh_eval.leaderboard.results import read_some_results
 
     file: Path = arguments.output
     there = read_board(file) if file.exists() else None
-    results = read_results(arguments.results)
+    results = read_some_results(arguments.results)
     found = models(results, there)
     facts = {} if arguments.offline else hub_facts(found)
     if there is None:

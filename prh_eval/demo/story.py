@@ -17,7 +17,7 @@ from prh_eval.leaderboard import publish
 from prh_eval.leaderboard.assemble import assemble
 from prh_eval.leaderboard.board import Board, Row
 from prh_eval.leaderboard.config import BOARD_FILE, read_board
-from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_value, score
+from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_stated, score
 from prh_eval.leaderboard.results import read_results
 from prh_eval.leaderboard.sharing import pack
 
@@ -138,11 +138,9 @@ def seen(board: Board) -> str:
     if found.p is None:
         return f"{first} Whether that is more than chance is {found.p_note}."
     note = f" ({found.p_note})" if found.p_note else ""
-    p = p_value(found.p)
     shown = "an association is shown" if found.p < LEVEL else "no association is shown"
     return (
-        f"{first} The test over families gives p {p if p.startswith('<') else f'= {p}'}{note}: "
-        f"{shown} at the 5 % level."
+        f"{first} The test over families gives {p_stated(found.p)}{note}: {shown} at the 5 % level."
     )
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from prh_eval.errors import PrhEvalError
+from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.leaderboard.associations import associations, trends
 from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, number
 from prh_eval.leaderboard.cards import Cards, filtered
-from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, metrics_of, of_columns
+from prh_eval.leaderboard.columns import (
+    LOSSES,
+    AnyColumn,
+    Chosen,
+    choose,
+    metrics_of,
+    of_columns,
+    one_of_each,
+)
 from prh_eval.leaderboard.config import USUAL, BoardConfig, TaskColumn
 from prh_eval.leaderboard.merging import merge
 from prh_eval.leaderboard.naming import public_scores, row_names
@@ -18,17 +26,18 @@ from prh_eval.leaderboard.rows import (
     BITS_PER_BYTE,
     SHARED_WORDS,
     Beside,
+    model_runs,
     row_of,
     with_tiers,
 )
-from prh_eval.leaderboard.scores import Identity, ModelRun, Score
+from prh_eval.leaderboard.scores import Identity, Score
 
 
 def default_config(results: Results, tasks: Sequence[TaskColumn] = ()) -> BoardConfig:
     """Columns for a board without a config.
 
     They are every alignment task that was found, ``prh_align`` first, and of tasks those that were
-    asked for; HellaSwag and GSM8K where none was. The primary hypothesis is the first of each.
+    asked for; HellaSwag and GSM8K where none was. No hypothesis is primary, for none was declared.
 
     Args:
         results: What was found.
@@ -67,9 +76,10 @@ def assemble(
         PrhEvalError: If no score is of a column of the board.
     """
     settings = config or default_config(results, tasks)
-    primary = _primary(settings)
+    primary = settings.primary
+    first = primary.reference if primary else settings.references[0].key
     declared: list[AnyColumn] = [
-        *sorted(settings.references, key=lambda column: column.key != primary[0]),
+        *sorted(settings.references, key=lambda column: column.key != first),
         *settings.tasks,
     ]
     named = public_scores(results.scores, settings.models)
@@ -78,13 +88,29 @@ def assemble(
     left_out += [_left(c.model, c.sentence, c.files) for c in conflicts if c.kind == "limit"]
     remarks = {_sentence(c.sentence) for c in conflicts if c.kind != "limit"}
 
+    if config:
+        _check_metrics(declared, named)
+    cards = Cards(settings.models)
+    runs = model_runs(kept, named)
+    outside = {
+        identity: why
+        for identity, run in runs.items()
+        if (why := filtered(run, cards.of(run), settings.filters))
+    }
+    for identity, why in outside.items():
+        name = runs[identity].name
+        files = sorted({score.file for score in kept if score.model.identity == identity})
+        left_out.append(_left(name, f"{name} is not taken: {why}", tuple(files)))
+    kept = [score for score in kept if score.model.identity not in outside]
     chosen = {column.key: choose(column, kept) for column in declared}
     for column in declared:
         for score, reason in chosen[column.key].refused:
             text = f"{score.model.name} on {column.heading} is not taken: {reason}"
             left_out.append(_left(score.model.name, text, (score.file,)))
-    found, joined = _by_model(chosen)
-    remarks |= joined
+    found: dict[Identity, dict[str, Score]] = {}
+    for column in declared:
+        for identity, score in one_of_each(column, chosen[column.key]).items():
+            found.setdefault(identity, {})[column.key] = score
     if not found:
         raise PrhEvalError(
             f"none of the {results.files} result files has a score that the board takes "
@@ -92,14 +118,6 @@ def assemble(
             "prh-eval leaderboard validate says why"
         )
 
-    cards = Cards(settings.models)
-    runs = {identity: _newest(scores) for identity, scores in found.items()}
-    for identity, run in runs.items():
-        why = filtered(run, cards.of(run), settings.filters)
-        if why:
-            files = {score.file for score in found.pop(identity).values()}
-            text = f"{run.name} is not taken: {why}"
-            left_out.append(_left(run.name, text, tuple(sorted(files))))
     beside = Beside(kept)
     bits = _bits_per_byte(declared[0], found, beside)
     names = row_names({identity: (runs[identity], cards.of(runs[identity])) for identity in found})
@@ -107,7 +125,6 @@ def assemble(
         row_of(names[identity], runs[identity], cards.of(runs[identity]), scores, beside)
         for identity, scores in found.items()
     ]
-    first = declared[0].key
     rows.sort(key=lambda row: (-row.cells[first].value if first in row.cells else 1, row.name))
     models = [row for row in rows if row.control is None]
 
@@ -128,7 +145,9 @@ def assemble(
         columns=tuple(columns),
         rows=tuple(models),
         controls=tuple(row for row in rows if row.control is not None),
-        associations=associations(columns, models, primary),
+        associations=associations(
+            columns, models, (primary.reference, primary.task) if primary else None
+        ),
         trends=trends(columns, models),
         left_out=tuple(sorted(left_out, key=lambda left: (left.what, left.reason))),
         remarks=(*sorted(remarks), *empty, *cards.unused(runs.values())),
@@ -137,56 +156,19 @@ def assemble(
     )
 
 
-def _primary(settings: BoardConfig) -> tuple[str, str]:
-    if settings.primary:
-        return settings.primary.reference, settings.primary.task
-    return settings.references[0].key, settings.tasks[0].key if settings.tasks else ""
-
-
-# ---------------------------------------------------------------- models
-
-
-def _newest(scores: Mapping[str, Score]) -> ModelRun:
-    return max(scores.values(), key=lambda score: (score.date, score.file)).model
-
-
-def _by_model(
-    chosen: Mapping[str, Chosen],
-) -> tuple[dict[Identity, dict[str, Score]], set[str]]:
-    """The score of each model in each column; and what was decided on the way.
-
-    A run whose file tells no dtype, as none of 0.3 does, joins the model's other runs where these
-    have one dtype.
-    """
-    dtypes: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for column in chosen.values():
-        for score in column.scores:
-            name, revision, dtype, peft = score.model.identity
-            dtypes[name, revision, peft] |= {dtype} - {""}
-    remarks: set[str] = set()
-    found: dict[Identity, dict[str, list[Score]]] = {}
-    for key, column in chosen.items():
-        for score in column.scores:
-            name, revision, dtype, peft = score.model.identity
-            known = dtypes[name, revision, peft]
-            if not dtype and len(known) == 1:
-                (dtype,) = known
-                remarks.add(
-                    f"{score.file} does not tell the dtype of {name}; its scores stand in the row "
-                    f"of {dtype}."
-                )
-            cells = found.setdefault((name, revision, dtype, peft), {})
-            cells.setdefault(key, []).append(score)
-    one = {
-        identity: {key: max(scores, key=_preference) for key, scores in cells.items()}
-        for identity, cells in found.items()
-    }
-    return one, remarks
-
-
-def _preference(score: Score) -> tuple[str, str, str]:
-    """Of a model's scores in one column, of several templates or metrics' names, the newest."""
-    return score.model.dtype or "", score.date, score.file
+def _check_metrics(columns: Sequence[AnyColumn], scores: Iterable[Score]) -> None:
+    """Refuse a metric that no result of its task has."""
+    found: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for score in scores:
+        found[score.task].add((score.metric, score.filter))
+    for column in columns:
+        there = found[column.task]
+        if there and not there & set(metrics_of(column)):
+            keys = [metric if name == "none" else f"{metric},{name}" for metric, name in there]
+            raise PrhEvalError(
+                f"the column {column.key} is of the metric {column.metric!r}, which no result of "
+                f"{column.task} has; {suggestion(column.metric, keys)}"
+            )
 
 
 # ---------------------------------------------------------------- columns
@@ -206,11 +188,26 @@ def _column(column: AnyColumn, chosen: Chosen, models: int, beside: Beside) -> B
         filter=filter_,
         n_shot=first.n_shot if first and task else None,
         version=(first.version if first else column.version) or "",
-        higher_is_better=task.higher_is_better if task else True,
+        higher_is_better=_higher_is_better(column, chosen.scores),
         chance=task.chance if task else (facts.chance if facts else None),
         models=models,
         alignment=facts,
     )
+
+
+def _higher_is_better(column: AnyColumn, scores: Sequence[Score]) -> bool:
+    """What the config says, else the result files; else that it is, unless it is named a loss."""
+    stated = column.higher_is_better if isinstance(column, TaskColumn) else None
+    found = {score.higher_is_better for score in scores} - {None}
+    if stated is None:
+        is_loss = metrics_of(column)[0][0] in LOSSES
+        return next(iter(found)) is True if len(found) == 1 else not is_loss
+    if found == {not stated}:
+        raise PrhEvalError(
+            f"the column {column.key} has higher_is_better: {str(stated).lower()}, and the result "
+            f"files of {column.task} say the contrary of {column.metric}"
+        )
+    return stated
 
 
 def _labelled(columns: Sequence[BoardColumn], declared: Sequence[AnyColumn]) -> list[BoardColumn]:

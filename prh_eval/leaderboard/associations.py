@@ -138,10 +138,12 @@ def _association(x: str, y: str, rows: Sequence[Row], primary: bool) -> Associat
             most_influential=left.most_influential,
             note=left.note,
         )
+    noise = _with_unknown(noise, sum(map(math.isnan, (*errors[0], *errors[1]))), 2 * len(models))
     sized = [row for row in models if row.parameters]
     trained = [row for row in sized if row.training_tokens]
     base = [row for row in models if row.kind == "base"]
     base_only = correlation.correlations(*_scores(x, y, base))
+    base_note = base_only.note if base else "no model is stated as base"
     return Association(
         x=x,
         y=y,
@@ -162,8 +164,18 @@ def _association(x: str, y: str, rows: Sequence[Row], primary: bool) -> Associat
         given_compute=_partial(x, y, trained, compute=True),
         within_families=within,
         leave_one_family_out=omission,
-        base_only=Coefficient(value=known(base_only.spearman), n=len(base), note=base_only.note),
+        base_only=Coefficient(value=known(base_only.spearman), n=len(base), note=base_note),
     )
+
+
+def _with_unknown(noise: CoefficientInterval, unknown: int, scores: int) -> CoefficientInterval:
+    """The interval, with a word on scores whose errors are not known; none if that is all."""
+    if not unknown:
+        return noise
+    if unknown == scores:
+        return CoefficientInterval(low=None, high=None, note="no score's error is known")
+    note = f"{unknown} of {scores} scores have no known error, which counts as 0"
+    return noise.model_copy(update={"note": f"{noise.note}; {note}" if noise.note else note})
 
 
 def covariates(rows: Sequence[Row], *, compute: bool) -> list[list[float]]:

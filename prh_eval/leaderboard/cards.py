@@ -6,24 +6,24 @@ import fnmatch
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from prh_eval.leaderboard.config import Card, Filters, names_of
-from prh_eval.leaderboard.naming import public_names
+from prh_eval.leaderboard.config import Card, Filters
 from prh_eval.leaderboard.scores import ModelRun
 
 
 class Cards:
-    """Model cards, by the names that a page may show."""
+    """Model cards, by the name that `naming.public_scores` gave to their models' runs."""
 
     def __init__(self, cards: Sequence[Card]) -> None:
         self._cards = cards
         self._by_name: defaultdict[str, list[Card]] = defaultdict(list)
         for card in cards:
-            for name in public_names(names_of(card)).values():
-                self._by_name[name].append(card)
+            self._by_name[card.name].append(card)
 
     def of(self, run: ModelRun) -> Card | None:
         """A model's card: that of its revision before that of all."""
-        found = [c for c in self._by_name[run.name] if c.revision in (None, run.revision)]
+        if run.card is None:
+            return None
+        found = [c for c in self._by_name[run.card] if c.revision in (None, run.revision)]
         return max(found, key=lambda card: card.revision is not None, default=None)
 
     def unused(self, runs: Iterable[ModelRun]) -> tuple[str, ...]:

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from prh_eval.leaderboard.config import ReferenceColumn, TaskColumn
-from prh_eval.leaderboard.scores import AlignmentRecord, Score
+from prh_eval.leaderboard.scores import Identity, Score
 
 AnyColumn = ReferenceColumn | TaskColumn
+
+LOSSES = frozenset(
+    {"bits_per_byte", "byte_perplexity", "word_perplexity", "perplexity", "ppl", "loss"}
+)
+"""Metrics that are better where lower, should neither config nor result files say so."""
 
 NO_RECORD = "the result file has no whole record of what the alignment was measured on"
 
@@ -62,11 +67,13 @@ def refusal(column: AnyColumn, score: Score) -> str | None:
         if column.chat_template and not score.prompt:
             return "it was run without a chat template or system instruction, which the board has"
         if score.prompt and not column.chat_template:
-            return "it was run with a chat template or system instruction, which the board has not"
+            hashed = "sha " in score.prompt
+            what = "a chat template or system instruction" if hashed else "arguments of generation"
+            return f"it was run with {what}, which the board has not"
     elif score.record is None:
         return NO_RECORD
     for name, wanted in _pinned(column).items():
-        found = _facts(score)[name]
+        found = _facts(column, score)[name]
         if wanted is not None and found != wanted:
             return f"its {name} is {_short(found)}, where the board's is {_short(wanted)}"
     return None
@@ -92,7 +99,7 @@ def choose(column: AnyColumn, scores: Sequence[Score]) -> Chosen:
             refused.append((score, reason))
         else:
             possible.append(score)
-    facts = {id(score): _facts(score) for score in possible}
+    facts = {id(score): _facts(column, score) for score in possible}
     kinds = Counter(
         key for key, _ in {(_sortable(facts[id(s)]), s.model.identity) for s in possible}
     )
@@ -108,6 +115,17 @@ def choose(column: AnyColumn, scores: Sequence[Score]) -> Chosen:
     return Chosen(tuple(taken), tuple(refused))
 
 
+def one_of_each(column: AnyColumn, chosen: Chosen) -> dict[Identity, Score]:
+    """Each model's score: the newest, of one file that under the preferred metric's name."""
+
+    def preference(score: Score) -> tuple[str, str, int]:
+        place = metrics_of(column).index((score.metric, score.filter))
+        return score.date, score.file, -place
+
+    ordered = sorted(chosen.scores, key=preference)
+    return {score.model.identity: score for score in ordered}
+
+
 def _pinned(column: AnyColumn) -> dict[str, Any]:
     """What a column's config says of a score's facts; None where it leaves one open."""
     if isinstance(column, TaskColumn):
@@ -121,12 +139,14 @@ def _pinned(column: AnyColumn) -> dict[str, Any]:
     }
 
 
-def _facts(score: Score) -> dict[str, Any]:
+def _facts(column: AnyColumn, score: Score) -> dict[str, Any]:
     """What the scores of one column must share, by name."""
     about: dict[str, Any] = {"task version": score.version}
-    record: AlignmentRecord | None = score.record
-    if record is None:
-        return about | {"few-shot count": score.n_shot}
+    record = score.record
+    if isinstance(column, TaskColumn) or record is None:
+        # Chat templates are the models' own; the rest of a prompt is not.
+        rest = [part for part in (score.prompt or "").split(", ") if "chat_template" not in part]
+        return about | {"few-shot count": score.n_shot, "system instruction": ", ".join(rest)}
     return about | {
         "reference": record.reference,
         "data": record.data,

@@ -130,7 +130,9 @@ class TaskColumn(Column):
     chat_template: StrictBool = Field(
         False, description="take runs with a chat template or system instruction, and only those"
     )
-    higher_is_better: StrictBool = Field(True, description="false for a loss")
+    higher_is_better: StrictBool | None = Field(
+        None, description="false for a loss; null: as the result files say"
+    )
     chance: Annotated[float, Field(ge=0)] | None = Field(
         None, description="what guessing scores, for the row of chance levels"
     )
@@ -192,7 +194,7 @@ class BoardConfig(Section):
     )
     tasks: list[TaskColumn] = Field([], description="columns of what models can do")
     primary: Primary | None = Field(
-        None, description="the one primary hypothesis; null: the first reference and first task"
+        None, description="the one primary hypothesis; null: none was declared"
     )
     models: list[Card] = Field([], description="model cards")
     filters: Filters = Field(default_factory=Filters, description="which models are on the board")

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.leaderboard.cards import Cards, filtered
-from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, is_of, of_columns
+from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, is_of, of_columns, one_of_each
 from prh_eval.leaderboard.config import BOARD_FILE, BoardConfig, TaskColumn, read_board
 from prh_eval.leaderboard.merging import merge
 from prh_eval.leaderboard.naming import public_scores
-from prh_eval.leaderboard.results import Results, read_results
+from prh_eval.leaderboard.results import Results, read_results, read_some_results
+from prh_eval.leaderboard.rows import model_runs
 from prh_eval.leaderboard.scores import Identity, Score
 from prh_eval.leaderboard.sharing import is_folder
 
@@ -67,19 +68,21 @@ def validate(path: Path, board: Path) -> Report:
         PrhEvalError: If there is nothing to look at, or the board.yaml is at fault.
     """
     config = read_board(board)
-    results = read_results(path)
-    if not results.scores and not results.skipped:
-        raise PrhEvalError(
-            f"{path} holds no result file of lm-eval; it should hold results_<date>.json of "
-            "lm_eval --output_path"
-        )
+    results = read_some_results(path)
     mine = _labelled(path, results)
     files = {score.file for score in mine}
     columns: list[AnyColumn] = [*config.references, *config.tasks]
     every = public_scores([*mine, *_of_the_board(path, board)], config.models)
     wanted = of_columns(columns, every)
     kept, conflicts = merge(wanted)
-    chosen = {column.key: choose(column, kept) for column in columns}
+    cards = Cards(config.models)
+    outside = {
+        identity
+        for identity, run in model_runs(kept, every).items()
+        if filtered(run, cards.of(run), config.filters)
+    }
+    on_board = [score for score in kept if score.model.identity not in outside]
+    chosen = {column.key: choose(column, on_board) for column in columns}
 
     refused = [f"{path / skip.path}: {skip.reason}" for skip in results.skipped]
     warnings = list(_paths(mine))
@@ -212,7 +215,7 @@ def _added(
         before.update({(column.key, s.model.identity): s for s in others if is_of(column, s)})
     lines: dict[str, list[str]] = {}
     for column in columns:
-        for score in chosen[column.key].scores:
+        for score in one_of_each(column, chosen[column.key]).values():
             if score.file not in files:
                 continue
             error = "" if score.stderr is None else f" ± {score.stderr:.4f}"

@@ -173,7 +173,8 @@ def residual_ranks(x: ArrayLike, y: ArrayLike, covariates: ArrayLike) -> Residua
     if note := undefined(x, y):
         return ResidualRanks(nothing, nothing, note)
     if n < FEWEST_MODELS + c:
-        note = f"{_models(n)} too few for a correlation given {c} covariates"
+        given = "1 covariate" if c == 1 else f"{c} covariates"
+        note = f"{_models(n)} too few for a correlation given {given}"
         return ResidualRanks(nothing, nothing, note)
     # Centred ranks stand for the constant.
     ranks = np.column_stack([centred_ranks(column) for column in (x, y, *z.T)])

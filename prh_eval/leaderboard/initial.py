@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from prh_eval.leaderboard.assemble import default_config
 from prh_eval.leaderboard.columns import choose, is_of
-from prh_eval.leaderboard.config import BoardConfig, TaskColumn, names_of
+from prh_eval.leaderboard.config import BoardConfig, TaskColumn
 from prh_eval.leaderboard.merging import merge
-from prh_eval.leaderboard.naming import public_names, public_scores
+from prh_eval.leaderboard.naming import public_scores
 from prh_eval.leaderboard.results import Results
 from prh_eval.leaderboard.scores import Score
 
@@ -73,11 +73,9 @@ def models(results: Results, config: BoardConfig | None = None) -> list[Found]:
         results: The result files.
         config: A board's config with its cards, if there is one.
     """
-    cards = config.models if config else []
-    known = {each for card in cards for each in public_names(names_of(card)).values()}
     sizes: dict[str, set[int]] = {}
-    for score in public_scores(results.scores, cards):
-        if score.model.name not in known:
+    for score in public_scores(results.scores, config.models if config else []):
+        if score.model.card is None:
             parameters = score.model.parameters
             sizes.setdefault(score.model.name, set()).update([parameters] if parameters else [])
     return [Found(name, tuple(sorted(sizes[name]))) for name in sorted(sizes)]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
 from prh_eval.leaderboard.scores import Score
 
 _Key = TypeVar("_Key", bound=Hashable)
+
+
+Kind = Literal[
+    "limit", "model", "few-shot", "version", "prompt", "setup", "taken", "commit", "dtype"
+]
 
 
 @dataclass(frozen=True, order=True)
@@ -23,13 +28,15 @@ class Conflict:
         kind: ``limit``: refused. ``model``: other revision, dtype or adapter, kept apart.
             ``few-shot``, ``version``, ``prompt``, ``setup``: of one task, kept apart. ``taken``:
             one few-shot count of several was taken. ``commit``: another commit of the same
-            revision, merged.
+            revision, merged. ``dtype``: a file tells none, and its scores joined the only one.
         sentence: What differs, and what was done.
         files: The files that it is about, sorted.
     """
 
     model: str
-    kind: Literal["limit", "model", "few-shot", "version", "prompt", "setup", "taken", "commit"]
+    kind: Literal[
+        "limit", "model", "few-shot", "version", "prompt", "setup", "taken", "commit", "dtype"
+    ]
     sentence: str
     files: tuple[str, ...]
 
@@ -41,6 +48,9 @@ def merge(scores: Iterable[Score]) -> tuple[list[Score], list[Conflict]]:
     (by the date, then by the file's name). Runs that differ in revision, dtype or adapter, and
     those of one task that differ in few-shot count, version, prompt or, of an alignment task, in
     what it was measured on, are kept apart.
+
+    A file that tells no dtype, as none of 0.3 does, is taken to be of the one dtype that the model
+    has in other files, if there is but one.
 
     Of 0.3's files, one that was made for a task alone is taken before one that has it among others:
     a 0.3 file has one few-shot count for all its tasks, chosen for the collection. GSM8K, for one,
@@ -55,6 +65,7 @@ def merge(scores: Iterable[Score]) -> tuple[list[Score], list[Conflict]]:
         The scores that count, by model and task; and what there is to say, by model.
     """
     whole, conflicts = _refuse_limited(scores)
+    whole, untold = _with_only_dtypes(whole)
     newest = [
         max(same, key=lambda score: (score.date, score.file, score.value))
         for same in _grouped(whole, _run).values()
@@ -66,7 +77,32 @@ def merge(scores: Iterable[Score]) -> tuple[list[Score], list[Conflict]]:
         conflicts += said + _differing(taken)
     for same in _grouped(kept, lambda score: score.model.name).values():
         conflicts += _other_models(same)
+    for file in sorted({score.file for score in kept} & untold):
+        model = next(score.model for score in kept if score.file == file)
+        sentence = (
+            f"{file} does not tell the dtype of {model.name}; its scores stand in the row of "
+            f"{model.dtype}"
+        )
+        conflicts.append(Conflict(model.name, "dtype", sentence, (file,)))
     return sorted(kept, key=_run), sorted(conflicts)
+
+
+def _with_only_dtypes(scores: Sequence[Score]) -> tuple[list[Score], set[str]]:
+    """The scores, those of unknown dtype under the only one of their model; and their files."""
+    known: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
+    for score in scores:
+        name, revision, dtype, peft = score.model.identity
+        known[name, revision, peft] |= {dtype} - {""}
+    result: list[Score] = []
+    untold: set[str] = set()
+    for score in scores:
+        name, revision, dtype, peft = score.model.identity
+        dtypes = known[name, revision, peft]
+        if not dtype and len(dtypes) == 1:
+            score = replace(score, model=replace(score.model, dtype=next(iter(dtypes))))
+            untold.add(score.file)
+        result.append(score)
+    return result, untold
 
 
 def _refuse_limited(scores: Iterable[Score]) -> tuple[list[Score], list[Conflict]]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from prh_eval.leaderboard.config import Card
+from prh_eval.leaderboard.config import Card, names_of
 from prh_eval.leaderboard.scores import Identity, ModelRun, Score
 
 # An absolute path, of Unix or Windows, or one from a home or a parent folder.
@@ -25,36 +25,53 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
     Args:
         names: Names of models as they were given to lm-eval.
     """
-    result: dict[str, str] = {}
-    taken = {name for name in names if not is_path(name)}
-    for name in sorted(set(names)):
-        if not is_path(name):
-            result[name] = name
-            continue
-        parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".", "..", "~")]
-        short = parts[-1] if parts else name
-        result[name] = numbered(short, taken)
-        taken.add(result[name])
+    every = sorted(set(names))
+    result = {name: name for name in every if not is_path(name)}
+    parts = {
+        name: [part for part in re.split(r"[\\/]", name) if part not in ("", ".", "..", "~")]
+        or [name]
+        for name in every
+        if name not in result
+    }
+    for name, own in parts.items():
+        for depth in range(1, len(own) + 1):
+            short = "/".join(own[-depth:])
+            alike = [o for o in parts.values() if o is not own and o[-depth:] == own[-depth:]]
+            if not alike and short not in result.values():
+                break
+        result[name] = numbered(short, result.values())
     return result
 
 
 def public_scores(scores: Iterable[Score], cards: Sequence[Card] = ()) -> list[Score]:
-    """The scores, with models under the name that a page may show, aliases resolved.
+    """The scores, with models under the name that a page may show, and by the name of their card.
+
+    A card is of the models that were given to lm-eval under one of its names; else, if there is but
+    one, of the model that a page would show under such a name.
 
     Args:
         scores: As they were read.
-        cards: Their aliases count.
+        cards: Model cards.
     """
     scores = list(scores)
-    aliases = {alias: card.name for card in cards for alias in card.aliases}
-    given = {score.model.name: aliases.get(score.model.name, score.model.name) for score in scores}
-    public = public_names(given.values())
+    stated = {name.rstrip("/\\"): card.name for card in cards for name in names_of(card)}
+    given = {score.model.name for score in scores}
+    by_card = {name: stated[name] for name in given if name in stated}
+    shown = public_names(given - set(by_card))
+    by_card |= {name: stated[short] for name, short in shown.items() if short in stated}
+    public = public_names(by_card.get(name, name) for name in given)
+    adapters = public_names(score.model.peft for score in scores if score.model.peft)
     runs: dict[int, ModelRun] = {}
     for score in scores:
         run = score.model
         if id(run) not in runs:
-            peft = public_names([run.peft])[run.peft] if run.peft else None
-            runs[id(run)] = dataclasses.replace(run, name=public[given[run.name]], peft=peft)
+            card = by_card.get(run.name)
+            runs[id(run)] = dataclasses.replace(
+                run,
+                name=public[card or run.name],
+                peft=adapters[run.peft] if run.peft else None,
+                card=card,
+            )
     return [dataclasses.replace(score, model=runs[id(score.model)]) for score in scores]
 
 

@@ -22,10 +22,13 @@ def commands(scores: Iterable[Score]) -> tuple[str, ...]:
         scores: Of one row.
     """
     groups: defaultdict[tuple[str, str, str, str], set[str]] = defaultdict(set)
+    templated: set[str] = set()
     for score in scores:
         run = score.model
         shots = "" if score.record or score.n_shot is None else str(score.n_shot)
         groups[run.backend, _model_args(run), shots, _options(score)].add(score.task)
+        if "chat_template_sha" in (score.prompt or ""):
+            templated.add(score.task)
     # What needs no few-shot count can be run with what needs one.
     for key in sorted(groups):
         backend, args, shots, options = key
@@ -39,6 +42,7 @@ def commands(scores: Iterable[Score]) -> tuple[str, ...]:
                 *("--tasks", ",".join(sorted(tasks))),
                 *(("--num_fewshot", shots) if shots else ()),
                 *(("--metadata", options) if options else ()),
+                *(("--apply_chat_template",) if tasks & templated else ()),
             ]
         )
         for (backend, args, shots, options), tasks in sorted(groups.items())

@@ -91,6 +91,21 @@ def read_results(folder: Path, *, progress: bool = True) -> Results:
     return Results(tuple(scores), tuple(skipped), files)
 
 
+def read_some_results(folder: Path, *, progress: bool = True) -> Results:
+    """`read_results` of a folder that is there for its result files.
+
+    Raises:
+        PrhEvalError: If there is no such folder, or no result file in it.
+    """
+    results = read_results(folder, progress=progress)
+    if not (results.files or results.skipped):
+        raise PrhEvalError(
+            f"{folder} holds no result file of lm-eval; it should hold results_<date>.json of "
+            "lm_eval --output_path"
+        )
+    return results
+
+
 # ---------------------------------------------------------------- files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +11,7 @@ import numpy as np
 from prh_eval.leaderboard.board import BoardColumn, Cell, Row, known, number
 from prh_eval.leaderboard.config import Card
 from prh_eval.leaderboard.reproduce import commands
-from prh_eval.leaderboard.scores import ModelRun, Score
+from prh_eval.leaderboard.scores import Identity, ModelRun, Score
 from prh_eval.leaderboard.tiers import tiers
 
 BITS_PER_BYTE = "bits_per_byte"
@@ -34,6 +35,30 @@ class Beside:
     @staticmethod
     def _place(score: Score) -> tuple[object, ...]:
         return score.model.identity, score.task, score.filter, score.file, score.version
+
+
+def model_runs(kept: Iterable[Score], every: Iterable[Score]) -> dict[Identity, ModelRun]:
+    """Of each model its newest run, with parameters and commit of the newest that tells them.
+
+    Args:
+        kept: The scores that count.
+        every: All scores of these models: a run whose scores do not count may tell more.
+    """
+
+    def by_date(scores: Iterable[Score]) -> list[Score]:
+        return sorted(scores, key=lambda score: (score.date, score.file))
+
+    told: dict[tuple[str, str, str | None], tuple[int | None, str | None]] = {}
+    for score in by_date(every):
+        run = score.model
+        parameters, sha = told.get((run.name, run.revision, run.peft), (None, None))
+        told[run.name, run.revision, run.peft] = (run.parameters or parameters, run.sha or sha)
+    runs = {score.model.identity: score.model for score in by_date(kept)}
+    return {
+        identity: dataclasses.replace(run, parameters=parameters, sha=sha)
+        for identity, run in runs.items()
+        for parameters, sha in [told[run.name, run.revision, run.peft]]
+    }
 
 
 def row_of(
@@ -91,10 +116,15 @@ def cell_of(score: Score, beside: Beside) -> Cell:
 
 
 def with_tiers(rows: Sequence[Row], columns: Sequence[BoardColumn]) -> tuple[Row, ...]:
-    """The rows with a tier in every cell, 1 for the best."""
+    """The rows with a tier in every cell, 1 for the best.
+
+    Where the error of one score of a column is not known, none of it has a tier.
+    """
     cells: list[dict[str, Cell]] = [dict(row.cells) for row in rows]
     for column in columns:
         there = [each for each in cells if column.key in each]
+        if any(each[column.key].stderr is None for each in there):
+            continue
         sign = 1 if column.higher_is_better else -1
         values = np.array([sign * each[column.key].value for each in there])
         errors = np.array([each[column.key].stderr for each in there], dtype=np.float64)

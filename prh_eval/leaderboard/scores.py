@@ -22,7 +22,10 @@ STAMP = re.compile(r"_(\d{4}-\d\d-\d\d)T(\d\d)[-_:](\d\d)[-_:](\d\d(?:\.\d+)?)\.
 # What stands among a task's metrics and is a number but no metric.
 _NO_METRIC = frozenset({"sample_len", "sample_count"})
 # Arguments that make other numbers of the same weights.
-_QUANTIZED = ("load_in_4bit", "load_in_8bit", "gptqmodel", "autogptq", "gguf_file")
+_QUANTIZED = ("load_in_4bit", "load_in_8bit", "gptqmodel", "autogptq")
+_QUANTIZED_BY = ("quantization", "gguf_file")
+# Where lm-eval looks for a model's name.
+_NAMES = ("pretrained", "model", "path", "engine")
 
 
 # Name, revision, dtype and adapter.
@@ -43,6 +46,7 @@ class ModelRun:
         peft: Adapter, or delta weights.
         model_args: All arguments; text where the file has them as text.
         backend: lm-eval's name of the model class, such as ``hf`` or ``vllm``.
+        card: Name of the model card that is of it, as `naming.public_scores` found; else None.
     """
 
     name: str
@@ -53,6 +57,7 @@ class ModelRun:
     peft: str | None
     model_args: Mapping[str, Any] = field(hash=False)
     backend: str
+    card: str | None = None
 
     @property
     def identity(self) -> Identity:
@@ -116,7 +121,8 @@ class Score:
         limit: What the run was limited to (a count, or a share below 1); None for all documents.
         date: When the run ended, in ISO format; empty where neither name nor content tells.
         file: The file, relative to the folder that was read, with forward slashes.
-        prompt: Hashes of chat template and system instruction, where there were any.
+        prompt: Hashes of chat template and system instruction, and arguments of generation, where
+            there were any.
         record: Of a task of ours, what it was measured on.
     """
 
@@ -155,7 +161,7 @@ def scores_of(data: Mapping[str, Any], path: Path, name: str) -> Iterator[Score 
     Raises:
         Unusable: If none of them can be used.
     """
-    model, date, limit, prompt = _model(data, path), _date(data, path), _limit(data), _prompt(data)
+    model, date, limit = _model(data, path), _date(data, path), _limit(data)
     # Most groups stand in both.
     for task, metrics in {**_dict(data, "groups"), **data["results"]}.items():
         if not isinstance(metrics, dict):
@@ -188,7 +194,8 @@ def scores_of(data: Mapping[str, Any], path: Path, name: str) -> Iterator[Score 
                 limit=chosen if limit is None else limit,
                 date=date,
                 file=name,
-                prompt=prompt,
+                # Captions are read without a prompt, whatever was asked for.
+                prompt=None if record else _prompt(data, task),
                 record=record,
             )
 
@@ -225,19 +232,31 @@ def _n_shot(data: Mapping[str, Any], task: str, within: tuple[str, ...] = ()) ->
     for count in (_dict(data, "n-shot").get(task), config.get("num_fewshot")):
         if isinstance(count, int) and not isinstance(count, bool):
             return count
-    subtasks = _dict(data, "group_subtasks").get(task)
-    if isinstance(subtasks, list) and subtasks and task not in within:
-        counts = {_n_shot(data, str(subtask), (*within, task)) for subtask in subtasks}
+    subtasks = _subtasks(data, task, within)
+    if subtasks:
+        counts = {_n_shot(data, subtask, (*within, task)) for subtask in subtasks}
         return counts.pop() if len(counts) == 1 else None
     count = data["config"].get("num_fewshot")
     return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-def _version(data: Mapping[str, Any], task: str) -> str:
+def _version(data: Mapping[str, Any], task: str, within: tuple[str, ...] = ()) -> str:
     version = data["versions"].get(task)
     if version is None:
         version = _dict(_dict(_dict(data, "configs"), task), "metadata").get("version", "")
+    if version in ("", "N/A"):  # a group without one of its own has its tasks'
+        subtasks = _subtasks(data, task, within)
+        below = sorted({_version(data, each, (*within, task)) for each in subtasks} - {""})
+        return ", ".join(below)
     return f"{version:g}" if isinstance(version, float) else str(version)
+
+
+def _subtasks(data: Mapping[str, Any], group: str, within: tuple[str, ...] = ()) -> list[str]:
+    """The tasks right below a group; none below itself."""
+    subtasks = _dict(data, "group_subtasks").get(group)
+    if not isinstance(subtasks, list) or group in within:
+        return []
+    return [str(task) for task in subtasks]
 
 
 def _record(data: Mapping[str, Any], task: str) -> AlignmentRecord | None:
@@ -267,9 +286,15 @@ def _record(data: Mapping[str, Any], task: str) -> AlignmentRecord | None:
 
 
 def _sample_counts(
-    data: Mapping[str, Any], task: str, metrics: Mapping[str, Any]
+    data: Mapping[str, Any], task: str, metrics: Mapping[str, Any], within: tuple[str, ...] = ()
 ) -> tuple[int | None, int | None]:
-    """How many documents were scored, and how many the task has."""
+    """How many documents were scored, and how many the task, or all tasks of the group, have."""
+    subtasks = _subtasks(data, task, within)
+    below = [_sample_counts(data, each, {}, (*within, task)) for each in subtasks]
+    if task not in _dict(data, "n-samples") and below:
+        all_scored, all_there_are = ([n for n in each if n] for each in zip(*below, strict=True))
+        if len(all_scored) == len(all_there_are) == len(below):
+            return sum(all_scored), sum(all_there_are)
     counts = _dict(_dict(data, "n-samples"), task)
     found = (counts.get("effective", metrics.get("sample_len")), counts.get("original"))
     scored, there_are = (n if isinstance(n, int) and n > 0 else None for n in found)
@@ -292,16 +317,21 @@ def _higher_is_better(data: Mapping[str, Any], task: str, metric: str) -> bool |
 def _model(data: Mapping[str, Any], path: Path) -> ModelRun:
     config = data["config"]
     args = parse_model_args(config.get("model_args"))
-    name = args.get("pretrained") or data.get("model_name") or path.parent.resolve().name
+    given = next((args[key] for key in _NAMES if args.get(key)), None)
+    name = _text(given or data.get("model_name") or path.parent.resolve().name)
     dtype = config.get("model_dtype") or args.get("dtype")
     quantized = [key for key in _QUANTIZED if args.get(key)]
+    quantized += [f"{key} {_last(args[key])}" for key in _QUANTIZED_BY if args.get(key)]
+    revision = _text(config.get("model_revision") or args.get("revision") or "main")
+    if args.get("subfolder"):
+        revision += f", subfolder {_text(args['subfolder'])}"
     precision = [str(dtype).removeprefix("torch.")] if dtype else []
     parameters = config.get("model_num_parameters")
     known = isinstance(parameters, int) and not isinstance(parameters, bool) and parameters > 0
     peft = args.get("peft") or args.get("delta")
     return ModelRun(
-        name=_text(name),
-        revision=_text(config.get("model_revision") or args.get("revision") or "main"),
+        name=name.rstrip("/\\") or name,
+        revision=revision,
         sha=str(config.get("model_sha") or "") or None,
         dtype=", ".join(precision + quantized) or None,
         parameters=parameters if known else None,  # lm-eval writes -1 where it does not know
@@ -361,9 +391,19 @@ def _limit(data: Mapping[str, Any]) -> float | None:
         raise Unusable(f"its limit should be a number or null, not {limit!r}") from None
 
 
-def _prompt(data: Mapping[str, Any]) -> str | None:
+def _prompt(data: Mapping[str, Any], task: str) -> str | None:
+    """What was done to a task's prompts and answers beyond the task itself."""
     keys = ("chat_template_sha", "system_instruction_sha")
-    return ", ".join(f"{key} {data[key]}" for key in keys if data.get(key)) or None
+    parts = [f"{key} {data[key]}" for key in keys if data.get(key)]
+    generated = _dict(_dict(data, "configs"), task).get("output_type") == "generate_until"
+    if generated and data["config"].get("gen_kwargs"):
+        parts.append(f"gen_kwargs {data['config']['gen_kwargs']}")
+    return ", ".join(parts) or None
+
+
+def _last(path: object) -> str:
+    """The last part of what may be a path."""
+    return re.split(r"[\\/]", _text(path).rstrip("/\\"))[-1]
 
 
 def _text(value: object) -> str:

@@ -38,6 +38,7 @@ def config(**changes: Any) -> BoardConfig:
             {"task": "hellaswag", "metric": "acc_norm", "chance": 0.25},
             {"task": "gsm8k", "metric": "exact_match,strict-match", "also": ["acc"]},
         ],
+        "primary": {"reference": "prh_align", "task": "hellaswag"},
         "models": [{"name": name, "family": family} for name, family in FAMILIES.items()],
     }
     return BoardConfig.model_validate(about | changes)
@@ -203,7 +204,8 @@ def test_an_alignment_without_its_record_is_refused(six: Path) -> None:
 
 def test_what_the_config_states_is_what_is_taken(six: Path) -> None:
     write(six, model_result("org/z", 0.15, 0.9, versions={"hellaswag": 2}))
-    settings = config(tasks=[{"task": "hellaswag", "metric": "acc_norm", "version": 2.0}])
+    tasks = [{"task": "hellaswag", "metric": "acc_norm", "version": 2.0}]
+    settings = config(tasks=tasks)
     made = board(six, settings)
     assert cells(made, "hellaswag") == {"org/z": 0.9}
     assert "its task version is 1, where the board's is 2" in reasons(made)
@@ -212,7 +214,7 @@ def test_what_the_config_states_is_what_is_taken(six: Path) -> None:
 def test_a_board_of_chat_templates_takes_only_those(six: Path) -> None:
     write(six, model_result("org/z", 0.15, 0.9, chat_template_sha="ab"))
     task = {"task": "hellaswag", "metric": "acc_norm", "chat_template": True}
-    assert cells(board(six, config(tasks=[task])), "hellaswag") == {"org/z": 0.9}
+    assert cells(board(six, config(tasks=[task], primary=None)), "hellaswag") == {"org/z": 0.9}
 
 
 def test_other_dtypes_and_revisions_are_other_rows(tmp_path: Path) -> None:
@@ -244,12 +246,13 @@ def test_a_run_of_unknown_dtype_joins_the_only_one(tmp_path: Path) -> None:
 
 
 def test_no_machine_path_is_on_the_board(tmp_path: Path) -> None:
-    for number, place in enumerate(("/home/ann/x/model", "/home/ann/y/model", r"C:\ann\model")):
+    places = ("/home/ann/x/model", "/home/ann/y/model", r"C:\ann\z\model", "/home/ann/other/")
+    for number, place in enumerate(places):
         args = {"tokenizer": "/home/ann/tokenizer"}
         made = model_result(place, 0.1 + number / 100, args=args) | {"model_name": f"m{number}"}
         write(tmp_path, made)
     made = board(tmp_path)
-    assert sorted(row.name for row in made.rows) == ["model", "model (2)", "model (3)"]
+    assert sorted(row.name for row in made.rows) == ["other", "x/model", "y/model", "z/model"]
     assert "ann" not in made.model_dump_json()
 
 
@@ -316,6 +319,152 @@ def test_filters(six: Path, filters: dict[str, Any], left: set[str]) -> None:
     assert {each.what for each in made.left_out} == set(MNN) - left
 
 
+def test_cards_of_paths_are_of_the_model_that_was_given_by_them(tmp_path: Path) -> None:
+    for number, place in enumerate(("/runs/large/m", "/runs/small/m", "m")):
+        write(tmp_path, model_result(place, 0.1 + number / 100) | {"model_name": f"m{number}"})
+    cards = [
+        {"name": "/runs/small/m", "family": "S"},
+        {"name": "/runs/large/m", "family": "L", "control": "untrained weights"},
+    ]
+    made = board(tmp_path, config(models=cards))
+    assert {row.name: row.family for row in made.rows} == {"small/m": "S", "m": None}
+    assert [(row.name, row.family) for row in made.controls] == [("large/m", "L")]
+    alone = board(tmp_path, config(models=[{"name": "m", "family": "M"}]))
+    assert {row.name: row.family for row in alone.rows} == {
+        "large/m": None,
+        "small/m": None,
+        "m": "M",
+    }
+
+
+def test_a_card_under_the_name_that_a_page_shows(tmp_path: Path) -> None:
+    write(tmp_path, model_result("/runs/ckpt/", 0.1) | {"model_name": "c"})
+    (row,) = board(tmp_path, config(models=[{"name": "ckpt", "family": "C"}])).rows
+    assert (row.name, row.family) == ("ckpt", "C")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [{"peft": "/x/run1/final"}, {"peft": "/x/run2/final"}],
+        [{"subfolder": "step1"}, {"subfolder": "step2"}],
+        [{"gguf_file": "a.Q2"}, {"gguf_file": "a.Q8"}],
+        [{"quantization": "awq"}, {"quantization": "gptq"}],
+    ],
+)
+def test_what_makes_other_models_is_kept_apart(tmp_path: Path, args: list[dict[str, Any]]) -> None:
+    for number, each in enumerate(args):
+        stamp = f"2026-01-0{number + 1}T00-00-00.1"
+        write(tmp_path, model_result("org/a", 0.1 + number / 100, args=each), stamp=stamp)
+    made = board(tmp_path)
+    assert sorted(row.cells["prh_align"].value for row in made.rows) == [0.1, 0.11]
+    assert len({row.name for row in made.rows}) == 2
+
+
+def test_the_newest_run_counts_whatever_it_leaves_out(tmp_path: Path) -> None:
+    write(tmp_path, model_result("org/a", 0.1, 0.5))
+    newer = model_result("org/a", 0.2, 0.6, dtype=None, parameters=-1, sha="")
+    write(tmp_path, newer, stamp="2026-02-02T00-00-00.1")
+    made = board(tmp_path)
+    (row,) = made.rows
+    assert (row.cells["prh_align"].value, row.cells["hellaswag"].value) == (0.2, 0.6)
+    assert (row.parameters, row.dtype) == (1_000_000, "bfloat16")
+    assert row.commit == "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_filters_decide_before_the_column_does(tmp_path: Path) -> None:
+    for number in range(3):
+        other = model_result(f"x/{number}", 0.1, 0.5, versions={"hellaswag": 2})
+        write(tmp_path, other)
+    write(tmp_path, model_result("y/0", 0.12, 0.6))
+    made = board(tmp_path, config(filters={"include": ["y/*"]}))
+    assert cells(made, "hellaswag") == {"y/0": 0.6}
+
+
+def test_the_preferred_name_of_a_metric_counts(tmp_path: Path) -> None:
+    content = model_result("org/a", 0.1, gsm8k=0.4)
+    content["results"]["gsm8k"]["acc,none"] = 0.01
+    write(tmp_path, content)
+    assert cells(board(tmp_path), "gsm8k") == {"org/a": 0.4}
+
+
+@pytest.mark.parametrize(("said", "stated"), [(False, None), (None, None), (None, False)])
+def test_a_loss_is_better_where_lower(
+    tmp_path: Path, said: bool | None, stated: bool | None
+) -> None:
+    record = {"prh_align": alignment_record([[0.1]])}
+    for number in range(3):
+        perplexity = {"word_perplexity,none": 10.0 + number, "word_perplexity_stderr,none": 0.1}
+        content = result(
+            f"org/{number}",
+            {"prh_align": alignment(0.1), "wikitext": perplexity},
+            records=record,
+            higher_is_better={"wikitext": {} if said is None else {"word_perplexity": said}},
+        )
+        write(tmp_path, content)
+    task = {"task": "wikitext", "metric": "word_perplexity", "higher_is_better": stated}
+    made = board(tmp_path, config(tasks=[task], primary=None))
+    assert not made.column("wikitext").higher_is_better
+    tiers_of = {row.name: row.cells["wikitext"].tier for row in made.rows}
+    assert tiers_of == {"org/0": 1, "org/1": 2, "org/2": 3}
+    if said is False:
+        with pytest.raises(PrhEvalError, match="say the contrary"):
+            board(tmp_path, config(tasks=[{**task, "higher_is_better": True}], primary=None))
+
+
+def test_a_metric_that_no_result_has(six: Path) -> None:
+    tasks = [{"task": "hellaswag", "metric": "acc_nrm"}]
+    with pytest.raises(PrhEvalError, match=r"acc_nrm.*did you mean 'acc_norm'"):
+        board(six, config(tasks=tasks))
+
+
+def test_a_metric_of_an_alignment_task_as_a_task(six: Path) -> None:
+    tasks = [{"task": "prh_align", "name": "last", "metric": "mnn_last_layer"}]
+    made = board(six, config(tasks=tasks, primary=None))
+    assert cells(made, "last") == {name: round(value / 2, 6) for name, value in MNN.items()}
+
+
+def test_groups_have_the_versions_of_their_tasks_and_no_samples_left_out(tmp_path: Path) -> None:
+    def group(name: str, version: int, effective: int) -> None:
+        content = result(
+            name,
+            {"prh_align": alignment(0.1), "mmlu": {"acc,none": 0.5, "acc_stderr,none": 0.01}},
+            records={"prh_align": alignment_record([[0.1]])},
+            versions={"mmlu": "N/A", "mmlu_x": version},
+            group_subtasks={"mmlu": ["mmlu_x"]},
+        )
+        content["n-samples"] = {"mmlu_x": {"original": 100, "effective": effective}}
+        write(tmp_path, content)
+
+    group("org/a", 1, 100)
+    group("org/b", 1, 100)
+    group("org/c", 2, 100)
+    group("org/d", 1, 3)
+    made = board(tmp_path, config(tasks=[{"task": "mmlu", "metric": "acc"}], primary=None))
+    assert set(cells(made, "mmlu")) == {"org/a", "org/b"}
+    assert "its task version is 2" in reasons(made) and "with limit 3" in reasons(made)
+
+
+def test_sampled_answers_are_no_greedy_ones(six: Path) -> None:
+    hot = model_result("org/a", 0.1, gsm8k=0.9)
+    hot["configs"]["gsm8k"]["output_type"] = "generate_until"
+    hot["config"]["gen_kwargs"] = {"temperature": 1.0}
+    write(six, hot, stamp="2026-05-05T00-00-00.1")
+    made = board(six)
+    assert "org/a" not in cells(made, "gsm8k")
+    assert "with arguments of generation" in reasons(made)
+
+
+def test_scores_of_no_known_error_have_no_tiers(tmp_path: Path) -> None:
+    for number in range(3):
+        content = model_result(f"org/{number}", 0.1, 0.5 + number / 1e4)
+        del content["results"]["hellaswag"]["acc_norm_stderr,none"]
+        write(tmp_path, content)
+    made = board(tmp_path)
+    assert [row.cells["hellaswag"].tier for row in made.rows] == [None] * 3
+    assert "3 of 6 scores have no known error" in str(made.associations[0].with_noise.note)
+
+
 def test_bits_per_byte_is_a_third_axis(six: Path) -> None:
     for number, name in enumerate(MNN):
         record = {"prh_align": alignment_record([[MNN[name]]])}
@@ -333,7 +482,7 @@ def test_bits_per_byte_is_a_third_axis(six: Path) -> None:
         (column.key, "gsm8k"),
     ]
     best = next(row for row in made.rows if row.name == "org/f").cells[column.key]
-    assert (best.value, best.tier) == (1.5, 1)
+    assert (best.value, best.tier) == (1.5, None)  # of no known error, so that none is told apart
     down = made.associations[3].spearman.value
     assert down == pytest.approx(-1)
 
@@ -387,7 +536,7 @@ def test_without_a_config(six: Path) -> None:
     assert keys == ["prh_align", "prh_align_clip", "hellaswag", "gsm8k"]
     # One reference has two tasks here, so that its name tells them not apart.
     assert [column.label for column in made.columns[:2]] == keys[:2]
-    assert not made.config and made.associations[0].primary
+    assert not made.config and not any(each.primary for each in made.associations)
     arc = TaskColumn(task="arc_easy", metric="acc")
     made = assemble(results, tasks=[arc])
     assert [column.key for column in made.columns] == ["prh_align", "prh_align_clip", "arc_easy"]
@@ -413,7 +562,7 @@ def test_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(PrhEvalError, match="none of the 1 result files has an alignment score"):
         assemble(results)
     with pytest.raises(PrhEvalError, match="has a score that the board takes"):
-        assemble(results, config(tasks=[]))
+        assemble(results, config(tasks=[], primary=None))
 
 
 @given(order=st.randoms(use_true_random=False))

@@ -224,6 +224,22 @@ def test_points_and_bars_are_the_panels(name):
                 assert bottom < p.y - (p.y_error or 0) <= p.y + (p.y_error or 0) < top
 
 
+@pytest.mark.parametrize(("name", "there"), [("task-gsm8k", True), ("given-parameters", False)])
+def test_bars_lie_above_marks_and_are_explained_where_there_are_any(name, there):
+    board = sample_board()
+    with composed(board, named(board, name)) as canvas:
+        (legend,) = canvas.legends
+        written = [text.get_text() for text in legend.get_texts()]
+        assert ("bars: ± 1 standard error" in written) == there
+        for axes in canvas.axes:
+            marks = [c for c in axes.collections if isinstance(c, PathCollection)]
+            bars = [c for c in axes.collections if isinstance(c, LineCollection)]
+            assert min(c.get_zorder() for c in bars) > max(c.get_zorder() for c in marks)
+            for each in marks:  # a bar of a mark's colour is seen on its paler face
+                white = set(each.get_facecolor()[:, :3].ravel()) == {1.0}
+                assert white or each.get_facecolor()[:, 3].max() <= 0.5
+
+
 def test_looks_are_the_familys_and_sizes_grow_with_parameters():
     board = sample_board()
     looks = artists.styles(board)
@@ -365,6 +381,76 @@ def test_layers_are_the_profiles():
             assert line.get_markevery() == [best_layer(row, "prh_align")]
             assert profile[line.get_markevery()[0]] == max(profile)
             assert line.get_color() == artists.styles(board)[row.family].colour
+
+
+def line_labels(canvas):
+    """What is written beside each panel of profiles, from above, with its box in pixels."""
+    canvas.canvas.draw()
+    found = {}
+    for axes in (axes for axes in canvas.axes if axes.get_visible()):
+        boxes = [(t.get_window_extent(), t) for t in axes.texts if isinstance(t, Annotation)]
+        boxes.sort(key=lambda of: -of[0].y0)
+        for (above, _), (below, _) in itertools.pairwise(boxes):
+            assert below.y1 <= above.y0, "written over one another"
+        panel = axes.get_window_extent()
+        assert all(panel.x1 < box.x0 and box.x1 < canvas.bbox.x1 for box, _ in boxes)
+        height = panel.height / 20
+        assert all(panel.y0 - height < b.y0 and b.y1 < panel.y1 + height for b, _ in boxes)
+        found[axes.get_title(loc="left")] = [text.get_text() for _, text in boxes]
+    return found
+
+
+def of_one_family(names, *, parameters):
+    """A board of four families, the first of which has models of these names."""
+    board = sample_board()
+    first, *rest = sorted(board.rows, key=lambda row: row.family)
+    rows = []
+    for i, (name, size) in enumerate(zip(names, parameters, strict=True)):
+        cell = first.cells["prh_align"]
+        # All end within a line's height.
+        profile = (*cell.profile[:-1], cell.profile[-1] - 1e-5 * i)
+        cells = first.cells | {"prh_align": cell.model_copy(update={"profile": profile})}
+        update = {"name": name, "family": "Ladder", "parameters": size, "cells": cells}
+        rows.append(first.model_copy(update=update))
+    others = [row for row in rest if row.family in ("Family 4", "Family 5", "Family 6")]
+    return with_rows(board, [*rows, *others])
+
+
+@pytest.mark.parametrize(
+    ("names", "parameters", "expected"),
+    [
+        (["a", "b", "c"], [3e6, 1e6, 2e6], ["3M", "1M", "2M"]),
+        (
+            ["org/ladder-1m-step9", "org/Ladder 1m, step 8", "x", "Ladder"],
+            [1e6, 1e6, 2e6, 3e6],
+            ["1m-step9", "1m, step 8", "x", "Ladder"],
+        ),
+        (["a", "b"], [1e6, None], ["a", "b"]),
+        ([f"m{i}" for i in range(10)], [1e6] * 10, [f"m{i}" for i in range(10)]),
+        ([f"m{i}" for i in range(11)], [1e6] * 11, []),
+    ],
+)
+def test_lines_of_profiles_are_named_in_the_order_of_their_ends(names, parameters, expected):
+    board = of_one_family(names, parameters=parameters)
+    with composed(board, named(board, "layers")) as canvas:
+        assert line_labels(canvas)["Ladder"] == expected
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_every_line_of_profiles_has_its_label_and_is_led_to_it(count):
+    board = sample_board(families=count)
+    with composed(board, named(board, "layers")) as canvas:
+        assert {len(written) for written in line_labels(canvas).values()} == {3}
+        for axes in (axes for axes in canvas.axes if axes.get_visible()):
+            leaders = [line for line in axes.lines if not line.get_clip_on()]
+            ends = sorted(
+                line.get_ydata()[-1] for line in axes.lines if line.get_markevery() is not None
+            )
+            assert sorted(line.get_ydata()[0] for line in leaders) == pytest.approx(ends)
+            for leader, text in zip(leaders, axes.texts, strict=True):
+                box = text.get_window_extent()
+                x, y = axes.transData.transform(leader.get_xydata()[-1])
+                assert x < box.x0 and box.y0 < y < box.y1
 
 
 @pytest.mark.parametrize("count", [3, 7])

@@ -104,7 +104,7 @@ def test_degenerate_draws_are_counted():
     got = family_bootstrap([0, 0, 0, 0, 1], [1, 2, 3, 4, 5], list("aabbc"), draws=20_000, seed=0)
     assert got.degenerate / got.draws == pytest.approx((2 / 3) ** 3 + 1 / 27, abs=0.01)
     assert got.high <= 1
-    assert got.note == "only 3 families: rough"
+    assert got.note == "only 3 families: far too narrow"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_without_errors_there_is_no_spread_and_families_add_theirs():
     noisier = noise_interval(x, zeros + 1, y, zeros + 1, families, seed=0)
     assert noisier.low < both.low
     few = noise_interval(x[:9], zeros[:9], y[:9], zeros[:9], families[:9], seed=0)
-    assert few.note == "only 3 families: rough"
+    assert few.note == "only 3 families: far too narrow"
     assert both.note is got.note is None
 
 

@@ -199,6 +199,20 @@ def test_calibrated_alignment_has_a_column_where_it_was_given():
     shown = page(smaller(rows=rows)).table("Tier", "DINOv2-giant, calibrated")
     assert [line["DINOv2-giant, calibrated"] for line in shown[:2]] == ["0.062", "—"]
     assert not any("calibrated" in str(table[0]) for table in page(BOARD).tables)
+    without = "Calibrated alignment (corrected for chance) is not reported by these runs."
+    assert without in page(BOARD).items and without not in page(smaller(rows=rows)).items
+
+
+def test_headings_of_scores_tell_where_lower_is_better():
+    columns = [
+        column.model_copy(update={"higher_is_better": False}) if column.key == "gsm8k" else column
+        for column in BOARD.columns
+    ]
+    (line, *_) = page(smaller(columns=tuple(columns))).table("Tier", "dtype")
+    assert [heading for heading in line if "lower" in heading] == [
+        "GSM8K, 5-shot (lower is better)",
+        "bits per byte (lower is better)",
+    ]
 
 
 def test_columns_tell_few_shot_version_and_what_alignment_was_measured_on():
@@ -264,14 +278,36 @@ def test_the_answer_is_the_primary_hypothesis():
     for number in (first.spearman.value, first.over_families.low, first.given_parameters.value):
         assert f"{number:.2f}" in said
     assert "21 models of 7 families" in said and "only 7 families: rough" in said
-    assert "more than chance (p = 0.016" in said
+    assert "more than chance (p = 0.016; only 7 families: rough)." in said
+
+
+def test_the_answer_over_many_families_has_no_warning():
+    board = sample_board(families=12)
+    assert board.associations[0].p < 0.001 and board.associations[0].p_note is None
+    said = page(board).paragraph("What it says.")
+    assert said.endswith("By the test over families that is more than chance (p <\u00a00.001).")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_reading_is_told_by_whether_a_hypothesis_is_primary(declared):
+    pair = ("prh_align", "hellaswag") if declared else None
+    found = associations(BOARD.columns, BOARD.rows, pair)
+    whole = page(smaller(associations=found), with_figures=True)
+    assert ("One hypothesis is primary" in whole.text) == declared
+    assert ("No hypothesis is primary" in whole.text) != declared
+    roles = [line["Line"].split(", ")[1] for line in whole.table("Line", "Spearman")]
+    assert roles == ["primary" if declared else "exploratory", *["exploratory"] * 7]
+    said = whole.paragraph("What it says.")
+    assert ("exploratory and is read at p (Holm)." in said) != declared
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"p": 0.2}, "that is no more than chance may give (p = 0.200"),
-        ({"p": 0.0004}, "that is more than chance (p = <\u00a00.001"),
+        ({"p": 0.0004}, "that is more than chance (p <\u00a00.001; only 7 families: rough)."),
+        ({"p": 0.0004, "p_note": None}, "that is more than chance (p <\u00a00.001)."),
+        ({"p": None, "p_note": None}, "Whether that is more than chance is not testable."),
         ({"p": None, "p_note": "not testable: 3 of the at least 6 families needed"},
          "Whether that is more than chance is not testable: 3 of the at least 6 families needed."),
         ({"primary": False}, "No hypothesis is declared as the primary one"),
@@ -285,8 +321,10 @@ def test_the_answer_claims_no_more_than_the_test(changes, said):
 
 def test_a_note_is_said_once_with_the_lines_it_is_on():
     text = readme(BOARD, with_figures=False).split("## Does alignment")[1]
-    assert text.count("only 7 families: rough") == 1
-    assert "- 95 % over families, p, 95 % with noise of all lines: only 7 families" in text
+    assert text.count("only 7 families: rough.") == 1
+    assert "- 95 % over families, p, 95 % with noise of lines 1, 2, 4, 5; 95 % over" in text
+    # Bits per byte have no errors, of which lines 3 and 6 to 8 tell.
+    assert "over families, p of lines 3, 6-8: only 7 families: rough." in text
     first, *others = BOARD.associations
     noted = first.given_compute.model_copy(update={"value": None, "note": "odd"})
     changed = first.model_copy(update={"given_compute": noted})
@@ -313,6 +351,14 @@ def test_commands_that_add_a_model_run_every_task_with_its_few_shot_count():
     assert found == {"prh_align,prh_align_clip": None, "hellaswag": "10", "gsm8k": "5"}
 
 
+def test_commands_name_no_folder_but_the_page_s_own():
+    text = readme(BOARD, with_figures=True)
+    assert "leaderboard/" not in text
+    assert text.count("--output_path results") == 4
+    assert text.count("prh-eval leaderboard results --output .") == 2
+    assert "prh-eval leaderboard validate results/org__model" in text
+
+
 def test_every_row_has_its_commands():
     whole = page(BOARD)
     shown = [code for info, code in whole.code if info == "bash"]
@@ -324,6 +370,10 @@ def test_what_was_left_out_and_chosen():
     whole = page(BOARD)
     (left,) = BOARD.left_out
     assert f"{left.reason} (limited/results.json)" in whole.items
+    path = "a/b.json"
+    for what, reason in ((path, "it is no JSON"), ("m", f"m is refused: {path} has no score")):
+        once = LeftOut(what=what, reason=reason, files=(path,))
+        assert readme(smaller(left_out=(once,)), with_figures=False).count(path) == 1
     assert BOARD.remarks[0] in whole.items
     many = tuple(
         LeftOut(what=f"m{i}", reason="It was cut.", files=("a", "b", "c", "d")) for i in range(30)
@@ -605,6 +655,7 @@ def test_amounts(value, shown):
 def test_numbers():
     assert formats.score(12345678.0) == "1.23e+07" and formats.score(0.0) == "0.000"
     assert formats.coefficient(-0.0001) == "0.00" and formats.coefficient(None) == "—"
+    assert formats.p_stated(0.016) == "p = 0.016" and formats.p_stated(1e-4) == "p <\u00a00.001"
     assert formats.p_value(None) == "not testable" and formats.p_value(0.0042) == "0.004"
     assert formats.ranges([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7, 8"
     assert formats.counted(1, "family", "families") == "1 family"

@@ -216,7 +216,8 @@ def test_notes_are_said_once_and_linked() -> None:
     notes = {f"#{li.attributes['id']}": li.text for li in page.all("li") if "id" in li.attributes}
     marks = {a.attributes["href"] for sup in page.all("sup") for a in sup.all("a")}
     assert marks == set(notes)
-    assert list(notes.values()) == ["only 7 families: rough"]
+    said = list(notes.values())
+    assert len(said) == len(set(said)) and "only 7 families: rough" in said
 
 
 @pytest.mark.parametrize(
@@ -247,6 +248,14 @@ def test_notes_are_said_once_and_linked() -> None:
             {"primary": False, "p": 0.01, "p_holm": 0.2},
             "Not shown: 21 models of 7 families do not tell it from chance.",
         ),
+        (
+            {"primary": False, "p": 0.01, "p_holm": 0.02},
+            "Exploratory: models more aligned with DINOv2-giant score higher on HellaSwag.",
+        ),
+        (
+            {"primary": False, "p": None, "p_holm": None},
+            "Not testable with 21 models of 7 families.",
+        ),
     ],
 )
 def test_the_answer_says_what_the_test_says(changes: dict[str, object], expected: str) -> None:
@@ -254,9 +263,18 @@ def test_the_answer_says_what_the_test_says(changes: dict[str, object], expected
 
 
 def test_an_exploratory_answer_says_so() -> None:
-    words = "No primary hypothesis was declared"
-    assert words in tree(first_association(primary=False)).text
-    assert words not in tree(sample_board()).text
+    exploratory = first_association(primary=False, p=0.0123, p_holm=0.0456)
+    text = tree(exploratory).text
+    for words in (
+        "No primary hypothesis was declared",
+        "No row is primary: all are exploratory, and read at p after Holm.",
+    ):
+        assert words in text
+        assert words not in tree(sample_board()).text
+    assert "The primary row is read at p" in tree(sample_board()).text
+    (facts,) = tree(exploratory).all("dl", **{"class": "facts"})
+    assert "p after Holm0.046two-sided, all sign flips of families; 0.012 before" in facts.text
+    assert "p after Holm = 0.046; exploratory." in str(embedded(tree(exploratory))["pairs"][0])
 
 
 def test_facts_behind_the_answer() -> None:

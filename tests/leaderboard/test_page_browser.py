@@ -287,10 +287,11 @@ def test_text_is_sorted_with_its_numbers(opened: Callable[..., Page]) -> None:
         ({"text": "nothing has this"}, lambda row: False),
         ({"family": "Family 2"}, lambda row: row.family == "Family 2"),
         ({"kind": "instruct"}, lambda row: row.kind == "instruct"),
-        ({"least": "0.3"}, lambda row: row.parameters >= 3e8),
-        ({"least": "0.3", "most": "1"}, lambda row: 3e8 <= row.parameters <= 1e9),
+        ({"least": "0.3B"}, lambda row: row.parameters >= 3e8),
+        ({"least": "300 m", "most": "1e9"}, lambda row: 3e8 <= row.parameters <= 1e9),
+        ({"least": "300,000K", "most": "1000000000"}, lambda row: 3e8 <= row.parameters <= 1e9),
         (
-            {"family": "Family 5", "kind": "base", "most": "0.2"},
+            {"family": "Family 5", "kind": "base", "most": ".2B"},
             lambda row: row.family == "Family 5" and row.kind == "base" and row.parameters <= 2e8,
         ),
     ],
@@ -324,11 +325,40 @@ def test_unknown_parameters_pass_no_bound(opened: Callable[..., Page]) -> None:
     board = sample()
     first = board.rows[0].model_copy(update={"parameters": None, "family": None})
     page = opened(board.model_copy(update={"rows": (first, *board.rows[1:])}))
-    page.one("#most").send_keys("1000")
+    page.one("#most").send_keys("1T")
     assert page.names() == [row.name for row in board.rows[1:]]
     page.one("#reset").click()
     Select(page.one("#family")).select_by_visible_text("not stated")
     assert page.names() == [first.name]
+
+
+@pytest.mark.parametrize("text", ["a lot", "1.4X", "-3", "1,4B", "1e999", "B", "1.2.3"])
+def test_what_is_no_number_of_parameters_is_marked_and_ignored(
+    opened: Callable[..., Page], text: str
+) -> None:
+    page = opened()
+    field = page.one("#least")
+    field.send_keys(text)
+    assert field.get_attribute("aria-invalid") == "true"
+    assert len(page.names()) == 21
+    assert page.one("#count").text.startswith("21 of 21 models shown; parameters are a number")
+    page.one("#reset").click()
+    assert field.get_attribute("aria-invalid") is None
+    assert page.one("#count").text == "21 of 21 models shown"
+
+
+def test_bounds_are_of_the_size_of_the_models(opened: Callable[..., Page]) -> None:
+    board = sample()
+    sizes = [21_824 + 5_000 * at for at in range(21)]
+    rows = tuple(
+        row.model_copy(update={"parameters": size})
+        for row, size in zip(board.rows, sizes, strict=True)
+    )
+    page = opened(board.model_copy(update={"rows": rows}))
+    assert page.one("#least").get_attribute("placeholder") == "e.g. 21.8K"
+    assert page.one("#most").get_attribute("placeholder") == "e.g. 122K"
+    page.one("#least").send_keys("100K")
+    assert page.names() == [r.name for r, n in zip(rows, sizes, strict=True) if n >= 100_000]
 
 
 def test_the_count_is_announced(opened: Callable[..., Page]) -> None:
@@ -430,6 +460,56 @@ def test_error_bars_have_their_lengths(opened: Callable[..., Page]) -> None:
     assert page.js("return document.querySelectorAll('.mark line').length") == 14
 
 
+def with_references(spans: float) -> Board:
+    """One control and one level of chance, spans of the models below the models in both scores."""
+    board = sample()
+    below = {}
+    for key in ("prh_align", "hellaswag"):
+        cells = [row.cells[key] for row in board.rows if key in row.cells]
+        low = min(cell.value - (cell.stderr or 0) for cell in cells)
+        high = max(cell.value + (cell.stderr or 0) for cell in cells)
+        below[key] = low - spans * (high - low)
+    cells = {
+        key: board.rows[0].cells[key].model_copy(update={"value": value, "stderr": None})
+        for key, value in below.items()
+    }
+    control = board.controls[0].model_copy(update={"cells": cells})
+    columns = tuple(
+        column.model_copy(update={"chance": below.get(column.key), "alignment": None})
+        for column in board.columns
+    )
+    return board.model_copy(update={"controls": (control,), "columns": columns})
+
+
+@pytest.mark.parametrize(
+    ("spans", "levels", "controls", "said"),
+    [
+        (0.3, 2, 1, "Dashed lines are what chance would score. Hollow grey marks are controls."),
+        (0.9, 0, 1, "Hollow grey marks are controls."),
+        (1.1, 0, 0, "Controls too far off to be drawn: model-0, untrained."),
+    ],
+)
+def test_the_caption_says_what_is_drawn(
+    opened: Callable[..., Page], spans: float, levels: int, controls: int, said: str
+) -> None:
+    page = opened(with_references(spans))
+    assert page.one("#references").text == said
+    assert len(page.all("svg .level")) == levels
+    found = page.all(".mark.control")
+    assert len(found) == controls
+    assert len(page.all(".mark")) == 21 + controls
+    for mark in found:
+        page.js("document.getElementById('plot').scrollIntoView({block: 'center'})")
+        ActionChains(page.driver).move_to_element(mark).click().perform()
+        assert page.tooltip()[:2] == ["model-0, untrained", "untrained weights"]
+        assert page.all("tr.selected") == []
+        style = "return getComputedStyle(arguments[0].querySelector('.glyph')).fill"
+        assert page.js(style, mark) == "none"
+        # It is there whatever is filtered.
+        page.one("#text").send_keys("nothing has this")
+        assert mark.is_displayed()
+
+
 def test_larger_models_have_larger_marks(opened: Callable[..., Page]) -> None:
     board = sample()
     page = opened(board)
@@ -464,7 +544,8 @@ def test_the_statistics_are_the_boards(opened: Callable[..., Page]) -> None:
         Select(page.one("#y")).select_by_visible_text(labels[each.y])
         text = page.one("#statistic").text.replace("\u00a0", " ")
         assert text.startswith(f"Spearman {each.spearman.value:.2f} (95 % ")
-        assert f"over {each.models} models of 7 families; p = {each.p:.3f}; " in text
+        p = f"p = {each.p:.3f}" if each.primary else f"p after Holm = {each.p_holm:.3f}"
+        assert f"over {each.models} models of 7 families; {p}; " in text
         assert text.endswith("the primary hypothesis." if each.primary else "exploratory.")
     Select(page.one("#x")).select_by_visible_text("Released")
     assert page.one("#statistic").text == "No statistic was made for this pair of columns."
@@ -691,6 +772,13 @@ def test_a_phone(opened: Callable[..., Page], hostile: bool) -> None:
         ".map(each => each.outerHTML)"
     )
     assert small == []
+    names = page.js("return [...document.querySelectorAll('svg .axis')].map(e => e.textContent)")
+    cut = page.js(
+        "return [...document.querySelectorAll('svg .axis')].filter(each => {"
+        "const box = each.getBoundingClientRect(); return box.left < 0 || box.right > 360}).length"
+    )
+    assert cut == 0
+    assert any("…" in name for name in names) == hostile
     # The first column stays where the table is scrolled; half of the width is for the others.
     page.js("document.querySelector('.scroll').scrollLeft = 300")
     name = page.one("#table tbody th").rect
@@ -753,7 +841,7 @@ def test_everything_that_can_be_operated_has_a_name(opened: Callable[..., Page])
         return roles if "button" in roles else None
 
     roles = WebDriverWait(page.driver, 30).until(named)
-    for role in ("button", "combobox", "searchbox", "spinbutton", "option", "link", "listbox"):
+    for role in ("button", "combobox", "searchbox", "textbox", "option", "link", "listbox"):
         assert roles[role] and all(roles[role]), role
     assert "Name, family, licence or precision" in roles["searchbox"]
     assert "Models: Alignment with DINOv2-giant and HellaSwag" in roles["listbox"]

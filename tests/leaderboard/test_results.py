@@ -626,7 +626,6 @@ def test_the_newest_whole_run_counts() -> None:
     ("one", "other", "kind", "part"),
     [
         ({"dtype": "float16"}, {"dtype": "float32"}, "model", "with dtype float16 and float32;"),
-        ({"dtype": None}, {"dtype": "float32"}, "model", "with dtype float32 and unknown;"),
         ({"revision": "main"}, {"revision": "x"}, "model", "with revision main and x;"),
         ({"peft": None}, {"peft": "a/b"}, "model", "with adapter a/b and none;"),
         ({"n_shot": 0}, {"n_shot": 5}, "few-shot", "on toy with 0 and 5 examples;"),
@@ -676,6 +675,19 @@ def test_a_dated_file_is_no_file_of_03() -> None:
     assert [c.kind for c in conflicts] == ["few-shot"]
 
 
+def test_a_file_without_a_dtype_joins_the_only_one() -> None:
+    old = score(dtype="float16", date="2024-01-01T00:00:00", value=0.1, file="a.json")
+    new = score(dtype=None, date="2025-01-01T00:00:00", value=0.2, file="b.json")
+    kept, conflicts = merge([old, new])
+    assert [(s.value, s.model.dtype) for s in kept] == [(0.2, "float16")]
+    assert [(c.kind, c.files) for c in conflicts] == [("dtype", ("b.json",))]
+    assert merge([old])[1] == []
+    third = score(dtype="float32", date="2023-01-01T00:00:00", value=0.3, file="c.json")
+    kept, conflicts = merge([old, new, third])
+    assert {s.model.dtype for s in kept} == {None, "float16", "float32"}
+    assert [c.kind for c in conflicts] == ["model"]
+
+
 drawn = st.builds(
     score,
     name=st.sampled_from(["m", "n"]),
@@ -697,9 +709,12 @@ drawn = st.builds(
 def test_merging_drawn_scores(scores: list[Score], random: Any) -> None:
     scores = [dataclasses.replace(s, file=f"{i:03}.json") for i, s in enumerate(scores)]
     kept, conflicts = merge(scores)
+    told = {(s.model.name, s.model.revision) for s in scores if s.limit is None and s.model.dtype}
     newest: dict[object, Score] = {}  # plain: later ones overwrite
     for s in sorted(scores, key=lambda s: (s.date, s.file)):
         if s.limit is None:
+            if (s.model.name, s.model.revision) in told:  # float16 is the only one there is
+                s = dataclasses.replace(s, model=dataclasses.replace(s.model, dtype="float16"))
             m = s.model
             newest[m.name, m.revision, m.dtype, s.n_shot, s.task, s.metric, s.filter, s.version,
                    s.prompt] = s  # fmt: skip

@@ -15,13 +15,16 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.dates import AutoDateFormatter, AutoDateLocator
 from matplotlib.figure import Figure as Canvas
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
+from scipy.optimize import isotonic_regression
 
 from prh_eval.leaderboard.board import Board, BoardColumn, Row
 from prh_eval.leaderboard.correlation import Floats
@@ -42,12 +45,15 @@ _HATCH = "#8a8a8a"
 MOST_STYLES = 28
 """Families beyond it, those of the fewest models, are grey together."""
 MOST_FAMILY_PANELS = 24
-_PROFILES_LABELLED = 40
+_PROFILES_LABELLED = 10  # models of a panel; more names would not fit beside it
 _ALL_LABELLED = 10
 _MOST_JOINED = 12  # looks; more lines would be a thicket
-_AREAS = 34.0, 160.0  # of markers, in square points
+_AREAS = 22.0, 90.0  # of markers, in square points
+_FACE = 0.4  # opacity of markers, on which bars of their colour are seen
 _PIXELS = DPI / 72  # a point
 _STEPS = 1, 2, 2.5, 5, 10  # between ticks
+_LEADER = 9.0  # from a panel's edge to a line's label, points
+_LINE_TYPE = 7.0  # of lines' labels, points
 
 
 @dataclass(frozen=True)
@@ -165,18 +171,17 @@ def _marks(
         yerr=[p.y_error or 0.0 for p in points],
         fmt="none",
         ecolor=style.colour,
-        elinewidth=0.9 if alone else 0.6,
-        alpha=0.55,
-        zorder=2,
+        elinewidth=1.0 if alone else 0.7,
+        zorder=3.5,  # above the marks, which would hide the short ones
     )
     axes.scatter(
         x,
         y,
         s=[area(p.row) * (1.0 if alone else 0.5) for p in points],
         marker=style.marker,
-        facecolors="white" if hollow else style.colour,
-        edgecolors=style.colour if hollow else "white",
-        linewidths=1.2 if hollow else 0.6,
+        facecolors="white" if hollow else to_rgba(style.colour, _FACE),
+        edgecolors=style.colour,
+        linewidths=0.8,
         zorder=3,
     )
 
@@ -250,7 +255,7 @@ def _areas(board: Board) -> Callable[[Row], float]:
 
     def area(row: Row) -> float:
         if not row.parameters or most == least:
-            return 60.0
+            return 45.0
         share = (math.log(row.parameters) - least) / (most - least)
         # A control may be smaller, or larger, than every model.
         return _AREAS[0] + (_AREAS[1] - _AREAS[0]) * min(1.0, max(0.0, share))
@@ -272,7 +277,6 @@ _DIRECTIONS = (
     (_FAR, -_FAR, "left", "top"),
     (-_FAR, -_FAR, "right", "top"),
 )
-_ABOVE_FIRST = (*_DIRECTIONS[2:], *_DIRECTIONS[:2])  # lines come from left and right
 
 
 def _label_models(axes: Axes, panel: Panel) -> None:
@@ -289,17 +293,10 @@ def _label_models(axes: Axes, panel: Panel) -> None:
         _place(axes, model_label(p.row.name), p.x, p.y, taken)
 
 
-def _place(
-    axes: Axes,
-    label: str,
-    x: float,
-    y: float,
-    taken: list[Bbox],
-    directions: Sequence[tuple[int, int, str, str]] = _DIRECTIONS,
-) -> None:
+def _place(axes: Axes, label: str, x: float, y: float, taken: list[Bbox]) -> None:
     """Write a label beside a point where it hides nothing; nowhere if there is no such place."""
     inside = axes.get_window_extent()
-    for dx, dy, across, up in directions:
+    for dx, dy, across, up in _DIRECTIONS:
         text = axes.annotate(
             _text(label),
             (x, y),
@@ -371,7 +368,7 @@ def _layers(board: Board, figure: Figure) -> Canvas:
     canvas = _canvas(figure.title, lines * (4.4 if columns == 1 else 6.4 / columns), [handles])
     grid = canvas.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     depths, low, high = _range(rows, reference)
-    to_label = []
+    labelled = []
     for number, axes in enumerate(grid.flat):
         if number >= len(families):
             axes.set_visible(False)
@@ -381,7 +378,9 @@ def _layers(board: Board, figure: Figure) -> Canvas:
         for row in controls:
             x, y = _profile(row, reference)
             axes.plot(x, y, color=GREY, linewidth=1.2, linestyle=":", zorder=2)
-        _own(axes, [row for row in rows if row.family == family], reference, of_family[family])
+        own = [row for row in rows if row.family == family]
+        _own(axes, own, reference, of_family[family])
+        labelled.append((axes, _label_lines(axes, own, reference), of_family[family]))
         axes.set_title(_text(_family_name(family)), loc="left", fontsize=9)
         axes.grid(True, color="#eeeeee", linewidth=0.6)
         axes.margins(x=0.03, y=0.12)
@@ -394,10 +393,9 @@ def _layers(board: Board, figure: Figure) -> Canvas:
             axes.set_xlabel("Relative depth", fontsize=8)
         if number % columns == 0:
             axes.set_ylabel("Alignment", fontsize=8)
-        to_label.append((axes, [row for row in rows if row.family == family]))
     _settle(canvas)
-    for axes, own in to_label:
-        _label_sizes(axes, own, reference)
+    for axes, labels, style in labelled:
+        _part(axes, labels, style)
     return canvas
 
 
@@ -434,23 +432,59 @@ def _own(axes: Axes, rows: Sequence[Row], reference: str, style: Style) -> None:
         )
 
 
-def _label_sizes(axes: Axes, rows: Sequence[Row], reference: str) -> None:
-    """Name the best layers' marks by their models' sizes, which tell a family's models apart."""
-    if len(rows) > _PROFILES_LABELLED:  # a thicket in which nothing could be read
-        return
-    places = []
+def _label_lines(axes: Axes, rows: Sequence[Row], reference: str) -> list[Annotation]:
+    """Labels in the margin at the right, each at the height of its line's end, the lowest first."""
+    if len(rows) > _PROFILES_LABELLED:
+        return []
+    ends = {row.name: (row.cells[reference].profile or ())[-1] for row in rows}
+    return [
+        axes.annotate(
+            _text(label),
+            (1, ends[name]),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(_LEADER, 0),
+            textcoords="offset points",
+            annotation_clip=False,
+            va="center_baseline",
+            fontsize=_LINE_TYPE,
+            color="#222222",
+        )
+        for name, label in sorted(_line_labels(rows).items(), key=lambda of: (ends[of[0]], of[0]))
+    ]
+
+
+def _line_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """What tells the models of one family apart, by name: their sizes, or else their names."""
+    sizes = {row.name: amount(row.parameters) for row in rows if row.parameters}
+    if len(set(sizes.values())) == len(rows):
+        return sizes
+    labels = {}
     for row in rows:
-        depths, profile = _profile(row, reference)
-        best = best_layer(row, reference)
-        places.append((row, depths[best], profile[best]))
-    to_pixels = axes.transData.transform
-    taken = []
-    for _, x, y in places:
-        across, up = to_pixels((x, y))
-        taken.append(_around(across, up, 4 * _PIXELS, 4 * _PIXELS))
-    sizes = {amount(row.parameters): (x, y) for row, x, y in reversed(places) if row.parameters}
-    for size, (x, y) in sizes.items():
-        _place(axes, size, x, y, taken, _ABOVE_FIRST)
+        name, family = model_label(row.name, 80), one_line(row.family or "")
+        if family and name.lower().startswith(family.lower()):  # which the panel's title says
+            name = name[len(family) :].lstrip(" -_") or name
+        labels[row.name] = shortened(name, 18)
+    return labels
+
+
+def _part(axes: Axes, labels: Sequence[Annotation], style: Style) -> None:
+    """Move labels apart by as little as they need, and lead each line to its own."""
+    if not labels:
+        return
+    panel = axes.get_window_extent()
+    ends = axes.transData.transform([(1, label.xy[1]) for label in labels])
+    steps = 1.25 * _LINE_TYPE * _PIXELS * np.arange(len(labels))
+    # Least squares among heights that keep the order and the distances.
+    lowest = isotonic_regression(ends[:, 1] - steps).x
+    heights = np.clip(lowest, panel.y0, panel.y1 - steps[-1]) + steps
+    for label, (x, y), height in zip(labels, ends, heights, strict=True):
+        label.xyann = (_LEADER, (height - y) / _PIXELS)
+        leader = axes.transData.inverted().transform(
+            [(x, y), (panel.x1 + (_LEADER - 1) * _PIXELS, height)]
+        )
+        axes.add_artist(
+            Line2D(*leader.T, color=style.colour, linewidth=0.5, clip_on=False, zorder=2.5)
+        )
 
 
 # ---------------------------------------------------------------- correlations
@@ -595,6 +629,8 @@ def _legend(drawn: Sequence[Panel], of_family: dict[str | None, Style]) -> list[
         handles.append(_handle("size not known", Style(COLOURS[0], "o"), hollow=True))
     if any(panel.controls for panel in drawn):
         handles.append(_handle("control", Style(GREY, "o"), hollow=True))
+    if any(p.x_error or p.y_error for panel in drawn for p in panel.points + panel.controls):
+        handles.append(Line2D([], [], color=GREY, linewidth=0.9, label="bars: ± 1 standard error"))
     return handles
 
 
@@ -618,9 +654,9 @@ def _handle(label: str, style: Style, area: float = 45, *, hollow: bool = False)
         linestyle="none",
         marker=style.marker,
         markersize=math.sqrt(area),
-        markerfacecolor="white" if hollow else style.colour,
-        markeredgecolor=style.colour if hollow else "white",
-        markeredgewidth=1.2 if hollow else 0.6,
+        markerfacecolor="white" if hollow else to_rgba(style.colour, _FACE),
+        markeredgecolor=style.colour,
+        markeredgewidth=0.8,
         label=label,
     )
 

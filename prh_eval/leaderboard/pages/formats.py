@@ -48,6 +48,12 @@ def p_value(p: float | None) -> str:
     return f"<{_SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def p_stated(p: float) -> str:
+    """A p-value within a sentence: p = 0.016, p < 0.001."""
+    shown = p_value(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
 def counted(count: int, one: str, several: str | None = None) -> str:
     """A number of things: 1 family, 1,024 models."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"

@@ -80,7 +80,8 @@ def _headings(column: BoardColumn, calibrated: bool, *, layers: bool) -> list[st
     label = markdown(column.label)
     if column.kind != "alignment":
         shots = "" if column.n_shot is None or column.kind != "task" else f", {column.n_shot}-shot"
-        return [f"{label}{shots}"]
+        better = "" if column.higher_is_better else " (lower is better)"
+        return [f"{label}{shots}{better}"]
     beside = [*[f"{label}, calibrated"] * calibrated, *["Layer"] * layers]
     return [f"Alignment with {label}" if layers else label, *beside]
 
@@ -125,8 +126,13 @@ def _legend(board: Board, main: Sequence[BoardColumn]) -> str:
             "**Layer**: of the language model/of the reference; the pair of layers with the best "
             "alignment, which is the score. 0 is the embedding output."
         )
-    if any(_calibrated(column, board.rows) for column in main):
-        items.append("**Calibrated**: alignment corrected for chance.")
+        rows = (*board.rows, *board.controls)
+        given = any(_calibrated(column, rows) for column in board.of_kind("alignment"))
+        items.append(
+            "**Calibrated**: alignment corrected for chance."
+            if given
+            else "Calibrated alignment (corrected for chance) is not reported by these runs."
+        )
     found = baselines(board)
     if "shared words" in found:
         items.append(

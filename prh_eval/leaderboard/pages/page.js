@@ -5,6 +5,9 @@
   const SVG = "http://www.w3.org/2000/svg";
   const data = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
+  // Controls follow the models: what is no model of the table has a number from here on.
+  const CONTROLS = data.rows.length;
+  const everything = [...data.rows, ...data.controls];
 
   function element(name, attributes, ...children) {
     const made = document.createElement(name);
@@ -62,9 +65,12 @@
     );
   }
 
+  // Controls are there to hold models against, whichever of them are shown.
+  const isShown = (row) => row >= CONTROLS || passes(data.rows[row]);
+
   // A date is a number of milliseconds on an axis, and in a comparison.
   function value(row, field) {
-    const found = data.rows[row].values[field];
+    const found = everything[row].values[field];
     return found !== null && data.fields[field].kind === "date" ? Date.parse(found) : found;
   }
 
@@ -129,11 +135,11 @@
   const plot = $("plot");
   const tooltip = $("tooltip");
   const axes = { x: data.x, y: data.y };
-  let marks = []; // of the models with both scores: {row, x, y, node}, from left to right
+  let marks = []; // of models and controls with both scores: {row, x, y, node}, from left to right
   let picture = null;
   let pointed = -1;
 
-    function amount(v) {
+  function amount(v) {
     const [unit, sign] = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "K"]]
       .find(([each]) => v >= each * 0.9995) || [1, ""];
     return `${Number((v / unit).toPrecision(3))}${sign}`;
@@ -181,16 +187,33 @@
     return found;
   }
 
-  // From a field to positions in pixels, over all models that have both scores, shown or not, so
-  // that a filter moves nothing.
-  function scale(field, both, from, to, count) {
-    const { log, kind } = data.fields[field];
-    const transform = log ? Math.log10 : (v) => v;
-    const ends = both.flatMap((row) => {
-      const at = value(row, field);
-      const error = log ? 0 : data.rows[row].errors[field] || 0;
-      return [transform(at - error), transform(at + error)];
+  const transformed = (field) => (data.fields[field].log ? Math.log10 : (v) => v);
+
+  // The least and the greatest of a field with its errors, as they are on its axis.
+  function extent(field, drawnRows) {
+    const { log } = data.fields[field];
+    const ends = drawnRows.flatMap((row) => {
+      const error = log ? 0 : everything[row].errors[field] || 0;
+      return [value(row, field) - error, value(row, field) + error].map(transformed(field));
     });
+    return [Math.min(...ends), Math.max(...ends)];
+  }
+
+  // Whether a value is at most so many spans of the models away from them.
+  function isNear(v, field, both, spans) {
+    const [low, high] = extent(field, both);
+    const reach = spans * (high - low);
+    const at = transformed(field)(v);
+    return at >= low - reach && at <= high + reach;
+  }
+
+  // From a field to positions in pixels, over all models that have both scores, shown or not, so
+  // that a filter moves nothing; wide enough for the controls and the levels near them.
+  function scale(field, both, controls, from, to, count) {
+    const { log, kind } = data.fields[field];
+    const transform = transformed(field);
+    const levels = data.fields[field].levels.filter(([v]) => isNear(v, field, both, 1 / 3));
+    const ends = [...extent(field, [...both, ...controls]), ...levels.map(([v]) => transform(v))];
     let low = Math.min(...ends);
     let high = Math.max(...ends);
     const pad = (high - low) * 0.06 || (kind === "date" ? 1e10 : log ? 0.3 : Math.abs(high) * 0.1 || 1);
@@ -199,13 +222,11 @@
     const at = (v) => from + ((transform(v) - low) / (high - low)) * (to - from);
     const marked = (kind === "date" ? dateTicks : log ? logTicks : ticks)(low, high, count)
       .map(([where, label]) => [from + ((where - low) / (high - low)) * (to - from), label]);
-    const levels = data.fields[field].levels
-      .filter(([v]) => transform(v) > low && transform(v) < high);
     return { at, ticks: marked, levels };
   }
 
   function radius(row, sizes) {
-    const size = data.rows[row].parameters;
+    const size = everything[row].parameters;
     if (size === null || sizes.length < 2) return 6;
     const [low, high] = [Math.log(Math.min(...sizes)), Math.log(Math.max(...sizes))];
     return 4.5 + 6 * ((Math.log(size) - low) / (high - low || 1));
@@ -217,16 +238,27 @@
     if (picture) picture.remove();
     marks = [];
     picture = null;
-    const both = data.rows.map((_, row) => row)
+    const scored = [...everything.keys()]
       .filter((row) => value(row, axes.x) !== null && value(row, axes.y) !== null);
+    const both = scored.filter((row) => row < CONTROLS);
+    // A control may take half of the plot, but no more.
+    const controls = scored.filter((row) => row >= CONTROLS && both.length > 0 &&
+      [axes.x, axes.y].every((field) => isNear(value(row, field), field, both, 1)));
+    const far = scored.filter((row) => row >= CONTROLS && !controls.includes(row));
     $("nothing").hidden = both.length > 0;
+    $("references").textContent = "";
     const width = plot.clientWidth;
     if (!both.length || !width) return;
 
     const height = Math.round(Math.min(560, Math.max(320, width * 0.58)));
-    const [left, right, top, bottom] = [56, width - 16, 28, height - 52];
-    const x = scale(axes.x, both, left, right, Math.max(4, Math.min(8, (right - left) / 90)));
-    const y = scale(axes.y, both, bottom, top, Math.max(3, Math.min(7, (bottom - top) / 55)));
+    picture = drawn("svg", { height, viewBox: `0 0 ${width} ${height}` });
+    plot.prepend(picture);
+    const across = wrapped(`${data.fields[axes.x].label}\u00a0→`, width - 16);
+    const upward = wrapped(`↑\u00a0${data.fields[axes.y].label}`, width - 16);
+    const [left, right] = [56, width - 16];
+    const [top, bottom] = [10 + LINE * upward.length, height - 34 - LINE * across.length];
+    const x = scale(axes.x, both, controls, left, right, Math.max(4, Math.min(8, (right - left) / 90)));
+    const y = scale(axes.y, both, controls, bottom, top, Math.max(3, Math.min(7, (bottom - top) / 55)));
     const behind = drawn("g", { "aria-hidden": "true" });
     const line = (kind, x1, y1, x2, y2) => drawn("line", { class: kind, x1, y1, x2, y2 });
     const words = (text, attributes) => drawn("text", attributes, text);
@@ -248,19 +280,20 @@
     }
     behind.append(
       line("frame", left, bottom, right, bottom), line("frame", left, top, left, bottom),
-      words(`${data.fields[axes.x].label} →`,
-        { class: "axis", x: right, y: height - 8, "text-anchor": "end" }),
-      words(`↑ ${data.fields[axes.y].label}`, { class: "axis", x: 0, y: 14 }),
+      lines(across, { class: "axis", x: right, y: bottom + 26 + LINE, "text-anchor": "end" }),
+      lines(upward, { class: "axis", x: 0, y: 14 }),
     );
+    $("references").textContent = references([...x.levels, ...y.levels], controls, far);
 
-    const sizes = both.map((row) => data.rows[row].parameters).filter((size) => size !== null);
+    const points = [...both, ...controls];
+    const sizes = points.map((row) => everything[row].parameters).filter((size) => size !== null);
     const label = `Models: ${data.fields[axes.x].label} and ${data.fields[axes.y].label}`;
     const list = drawn("g", { role: "listbox", "aria-label": label });
-    marks = both.map((row) => {
-      const { name, family, errors } = data.rows[row];
+    marks = points.map((row) => {
+      const { name, family, errors } = everything[row];
       const [cx, cy, r] = [x.at(value(row, axes.x)), y.at(value(row, axes.y)), radius(row, sizes)];
       const node = drawn("g", {
-        class: `mark ${colour(family)}`, role: "option", tabindex: "-1", "data-row": row,
+        class: row < CONTROLS ? `mark ${colour(family)}` : "mark control", role: "option", tabindex: "-1", "data-row": row,
         "aria-selected": String(row === selected),
         "aria-label": [name, ...numbers(row).map((pair) => pair.join(" "))].join(", "),
       });
@@ -274,7 +307,7 @@
         node.append(line("error", cx, a, cx, b));
       }
       node.append(
-        drawn("path", { class: "glyph", d: shape(family), transform: `translate(${cx} ${cy}) scale(${r})` }),
+        drawn("path", { class: "glyph", d: row < CONTROLS ? shape(family) : SHAPES[0], transform: `translate(${cx} ${cy}) scale(${r})` }),
         drawn("circle", { class: "ring", cx, cy, r: r + 5 }),
       );
       node.addEventListener("focus", () => show(row));
@@ -284,7 +317,7 @@
     // Large marks first, so that they hide no small one.
     list.append(...[...marks].sort((a, b) => b.r - a.r).map((mark) => mark.node));
     marks.sort((a, b) => a.x - b.x || a.row - b.row);
-    picture = drawn("svg", { height, viewBox: `0 0 ${width} ${height}` }, behind, list);
+    picture.append(behind, list);
     picture.addEventListener("pointermove", (event) => {
       const row = closest(event);
       if (row < 0) rest();
@@ -298,20 +331,55 @@
       show(row);
     });
     list.addEventListener("keydown", keys);
-    plot.prepend(picture);
-    for (const name of behind.querySelectorAll(".axis")) shorten(name, right);
     refresh();
     if (focused) marks.find((mark) => mark.row === focused.row)?.node.focus();
   }
 
-  function shorten(text, most) {
-    const whole = text.textContent;
-    for (let n = whole.length; n > 1 && text.getComputedTextLength() > most; n -= 1) {
-      text.textContent = `${whole.slice(0, n - 1)}…`;
+  const LINE = 18; // pixels from one line of an axis' name to the next
+
+  // The name of an axis in up to three lines; what is wider still is cut.
+  function wrapped(name, most) {
+    const text = picture.appendChild(drawn("text", { class: "axis" }));
+    const fits = (words) => {
+      text.textContent = words;
+      return text.getComputedTextLength() <= most;
+    };
+    const found = [];
+    for (const word of name.split(" ")) {
+      const longer = found.length ? `${found[found.length - 1]} ${word}` : word;
+      if (found.length && (found.length === 3 || fits(longer))) found[found.length - 1] = longer;
+      else found.push(word);
     }
+    const cut = found.map((line) => {
+      let n = line.length;
+      while (n > 1 && !fits(n < line.length ? `${line.slice(0, n)}…` : line)) n -= 1;
+      return n < line.length ? `${line.slice(0, n)}…` : line;
+    });
+    text.remove();
+    return cut;
   }
 
-  const shownMarks = () => marks.filter((mark) => passes(data.rows[mark.row]));
+  function lines(texts, attributes) {
+    return drawn("text", attributes, ...texts.map((text, at) =>
+      drawn("tspan", { x: attributes.x, dy: at ? LINE : 0 }, text)));
+  }
+
+  // What the caption says of the things in the plot that are no models.
+  function references(levels, controls, far) {
+    const said = { chance: "chance", "shared words": "the captions’ words alone" };
+    const found = [...new Set(levels.map(([, name]) => said[name]))];
+    const sentences = [];
+    if (found.length) {
+      const lead = levels.length === 1 ? "The dashed line is" : "Dashed lines are";
+      sentences.push(`${lead} what ${found.join(" or ")} would score.`);
+    }
+    if (controls.length) sentences.push("Hollow grey marks are controls.");
+    const names = far.map((row) => everything[row].name).join(", ");
+    if (names) sentences.push(`Controls too far off to be drawn: ${names}.`);
+    return sentences.join(" ");
+  }
+
+  const shownMarks = () => marks.filter((mark) => isShown(mark.row));
 
   // The shown mark nearest to a pointer, within a finger's width, or -1.
   function closest(event) {
@@ -326,7 +394,7 @@
   }
 
   function numbers(row) {
-    const { shown, values } = data.rows[row];
+    const { shown, values } = everything[row];
     return [...new Set([axes.x, axes.y, data.parameters])]
       .filter((field) => values[field] !== null)
       .map((field) => [data.fields[field].label, shown[field]]);
@@ -346,12 +414,12 @@
     const mark = shownMarks().find((each) => each.row === row);
     tooltip.hidden = !mark;
     if (!mark) return;
-    const { name, family } = data.rows[row];
+    const { name, family, control } = everything[row];
     const pairs = numbers(row).flatMap(([label, text]) => [
       element("dt", {}, label), element("dd", {}, text)]);
     tooltip.replaceChildren(
       element("strong", {}, name),
-      element("span", {}, family < 0 ? "family not stated" : data.families[family]),
+      element("span", {}, control || (family < 0 ? "family not stated" : data.families[family])),
       element("dl", {}, ...pairs),
     );
     const { offsetWidth: wide, offsetHeight: tall } = tooltip;
@@ -395,6 +463,7 @@
   });
 
   function select(row) {
+    if (row >= CONTROLS) return;
     selected = row;
     for (const mark of marks) mark.node.setAttribute("aria-selected", String(mark.row === row));
     rows.forEach((each, index) => {
@@ -421,15 +490,17 @@
       count += pass;
     });
     const all = data.rows.length;
-    $("count").textContent = `${count} of ${all} ${all === 1 ? "model" : "models"} shown`;
-    for (const mark of marks) mark.node.toggleAttribute("hidden", !passes(data.rows[mark.row]));
+    const unread = ["least", "most"].some((id) => $(id).hasAttribute("aria-invalid"));
+    $("count").textContent = `${count} of ${all} ${all === 1 ? "model" : "models"} shown` +
+      (unread ? "; parameters are a number, as 100K, 1.4B or 1e9" : "");
+    for (const mark of marks) mark.node.toggleAttribute("hidden", !isShown(mark.row));
     const here = shownMarks();
     if (!here.some((mark) => mark.node.getAttribute("tabindex") === "0")) {
       for (const mark of marks) {
         mark.node.setAttribute("tabindex", mark === here[0] ? "0" : "-1");
       }
     }
-    if (pointed >= 0 && !passes(data.rows[pointed])) near(-1);
+    if (pointed >= 0 && !isShown(pointed)) near(-1);
     const pair = data.pairs.find(([a, b]) =>
       (a === axes.x && b === axes.y) || (a === axes.y && b === axes.x));
     const text = pair ? pair[2] : "No statistic was made for this pair of columns.";
@@ -445,12 +516,29 @@
     });
   }
 
-  const billions = (text) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text) * 1e9);
+  // 100K, 1.4B, 1e9 or 1,000,000; null where a text is none of them.
+  function parameters(text) {
+    const plain = text.trim().replace(/,(?=\d{3}(?!\d))/g, "");
+    const found = /^((?:\d+\.?\d*|\.\d+)(?:e\+?\d+)?)\s*([kmbt]?)$/i.exec(plain);
+    const unit = found && { "": 1, k: 1e3, m: 1e6, b: 1e9, t: 1e12 }[found[2].toLowerCase()];
+    return found && Number.isFinite(found[1] * unit) ? found[1] * unit : null;
+  }
+
+  function chooseBound(id, end) {
+    const known = data.rows.map((row) => row.parameters).filter((size) => size !== null);
+    if (known.length) $(id).placeholder = `e.g. ${amount(end(...known))}`;
+    choose(id, (text) => {
+      filter[id] = parameters(text);
+      if (text.trim() && filter[id] === null) $(id).setAttribute("aria-invalid", "true");
+      else $(id).removeAttribute("aria-invalid");
+    });
+  }
+
   choose("text", (text) => { filter.text = text.trim().toLowerCase(); });
   choose("family", (text) => { filter.family = text; });
   choose("kind", (text) => { filter.kind = text; });
-  choose("least", (text) => { filter.least = billions(text); });
-  choose("most", (text) => { filter.most = billions(text); });
+  chooseBound("least", Math.min);
+  chooseBound("most", Math.max);
 
   const unstated = data.rows.some((row) => row.family < 0);
   const named = [...data.families.entries(), ...(unstated ? [[-1, "not stated"]] : [])];
@@ -472,7 +560,10 @@
   $("reset").addEventListener("click", () => {
     Object.assign(filter, { text: "", family: "", kind: "", least: null, most: null });
     filter.hidden.clear();
-    for (const id of ["text", "family", "kind", "least", "most"]) $(id).value = "";
+    for (const id of ["text", "family", "kind", "least", "most"]) {
+      $(id).value = "";
+      $(id).removeAttribute("aria-invalid");
+    }
     for (const button of toggles) button.setAttribute("aria-pressed", "true");
     refresh();
   });

@@ -260,6 +260,7 @@ def _data(board: Board, fields: Sequence[Field]) -> dict[str, object]:
         ],
         "families": families,
         "rows": [_row_data(row, fields, families) for row in board.rows],
+        "controls": [_control_data(row, fields) for row in board.controls],
         "pairs": [[place[each.x], place[each.y], in_words(each)] for each in board.associations],
         "parameters": parameters,
         "x": place[first.x] if first else next(iter(place.values()), parameters),
@@ -280,6 +281,11 @@ def _row_data(row: Row, fields: Sequence[Field], families: Sequence[str]) -> dic
         "errors": [each.error for each in shown],
         "shown": [each.text for each in shown],
     }
+
+
+def _control_data(row: Row, fields: Sequence[Field]) -> dict[str, object]:
+    """A control in the plot: it is of no family there."""
+    return _row_data(row.model_copy(update={"family": None}), fields, ()) | {"control": row.control}
 
 
 def _script_data(data: object) -> str:

@@ -15,11 +15,11 @@ from prh_eval.leaderboard.board import (
 from prh_eval.leaderboard.pages.elements import element, scrolling, section
 from prh_eval.leaderboard.pages.formats import MISSING, coefficient, counted, interval, p_value
 
-LEVEL = 0.05  # of the primary test
+LEVEL = 0.05  # of the test that decides the answer
 
 
 def answer(board: Board) -> Element:
-    """The question, the answer by the primary association, and the numbers behind it."""
+    """The question, the answer by the first association, and the numbers behind it."""
     found = next(iter(board.associations), None)
     section = element("section", class_="answer", aria_labelledby="answer")
     if found is None or not board.rows:
@@ -38,7 +38,10 @@ def answer(board: Board) -> Element:
         size = f"Given the models' size, the correlation is {coefficient(given.value)}."
         section.append(element("p", size))
     if not found.primary:
-        exploratory = "No primary hypothesis was declared: everything here is exploratory."
+        exploratory = (
+            "No primary hypothesis was declared: everything here is exploratory, and read at p "
+            "after Holm’s adjustment for the number of pairs."
+        )
         section.append(element("p", exploratory, class_="note"))
     if found.spearman.value is not None:
         section.append(element("dl", *(_fact(*fact) for fact in _facts(found)), class_="facts"))
@@ -61,7 +64,8 @@ def _verdict(found: Association, x: BoardColumn, y: BoardColumn) -> str:
     scored = y.kind == "task" and y.higher_is_better
     less = "higher" if value > 0 else "lower"
     does = f"score {less} on" if scored else f"have {less}"
-    return f"Models {more} {x.label} {does} {y.label}."
+    who = "Models" if found.primary else "Exploratory: models"
+    return f"{who} {more} {x.label} {does} {y.label}."
 
 
 def _facts(found: Association) -> Iterator[tuple[str, str, str]]:
@@ -78,9 +82,13 @@ def _facts(found: Association) -> Iterator[tuple[str, str, str]]:
         ),
     )
     how = "all sign flips of families" if found.p_exact else "sign flips of families"
-    holm = f"{p_value(found.p_holm)} after Holm" if found.p_holm is not None else None
     tested = f"two-sided, {how}" if found.p is not None else None
-    yield "p", p_value(found.p), _joined(tested, holm, found.p_note)
+    if found.primary:
+        other = f"{p_value(found.p_holm)} after Holm" if found.p_holm is not None else None
+        yield "p", p_value(found.p), _joined(tested, other, found.p_note)
+    else:
+        other = f"{p_value(found.p)} before" if found.p is not None else None
+        yield "p after Holm", p_value(found.p_holm), _joined(tested, other, found.p_note)
     noise = found.with_noise
     yield (
         "With noise",
@@ -122,7 +130,7 @@ def in_words(found: Association) -> str:
     bounds = f" (95 % {interval(low, high)})" if low is not None else ""
     parts = [
         f"Spearman {coefficient(found.spearman.value)}{bounds} over {_models_of(found)}",
-        _p_is(found.p) if found.p is not None else found.p_note,
+        _p_read(found) or found.p_note,
         "the primary hypothesis" if found.primary else "exploratory",
     ]
     return _joined(*parts) + "."
@@ -174,16 +182,19 @@ def statistics_table(board: Board) -> Element | None:
         )
 
     body = element("tbody", *map(line, board.associations))
+    read_at = "No row is primary: all are exploratory, and read at p after Holm."
+    if any(each.primary for each in board.associations):
+        read_at = "The primary row is read at p, the exploratory ones at p after Holm."
     title = "How columns go together"
     caption = element("caption", title, class_="hidden")
     return section(
         title,
         element(
             "p",
-            "Models of a family share data and recipe and are not independent: the primary "
-            "interval redraws whole families, and p is from flipping the signs of whole families. "
+            "Models of a family share data and recipe and are not independent: the interval over "
+            "families redraws whole families, and p is from flipping the signs of whole families. "
             "Leaving one family out gives a range, and the family that matters most. Holm’s "
-            "adjustment is over all rows.",
+            f"adjustment is over all rows. {read_at}",
             class_="note",
         ),
         scrolling(element("table", caption, element("thead", head), body), title),
@@ -195,9 +206,14 @@ def _number(text: str, mark: Element | None = None) -> Element:
     return element("td", text, mark, class_="number")
 
 
-def _p_is(p: float) -> str:
+def _p_read(found: Association) -> str | None:
+    """The p that an association is read at: its own if it is primary, else that after Holm."""
+    p = found.p if found.primary else found.p_holm
+    if p is None:
+        return None
     text = p_value(p)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
+    equals = "" if text.startswith("<") else "= "
+    return f"p {equals}{text}" if found.primary else f"p after Holm {equals}{text}"
 
 
 def _models_of(association: Association) -> str:

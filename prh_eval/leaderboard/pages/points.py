@@ -16,7 +16,7 @@ from prh_eval.leaderboard.board import (
     CoefficientInterval,
     Row,
 )
-from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_value
+from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_stated, p_value
 from prh_eval.leaderboard.pages.wording import axis_label, shortened
 
 Scale = Literal["linear", "log", "date"]
@@ -101,7 +101,7 @@ def scores(board: Board, x: str, y: str) -> Panel:
     if found.p is None:
         test = _reason(found.p_note)
     else:
-        test = f"p {_p(found.p)} by sign flips of families"
+        test = f"{p_stated(found.p)} by sign flips of families"
         test += "" if found.p_holm is None else f" ({p_value(found.p_holm)} after Holm)"
     declared = "primary hypothesis" if found.primary else "exploratory"
     return Panel(
@@ -225,8 +225,3 @@ def _short(spearman: Coefficient, found: CoefficientInterval | None, models: int
 def _reason(note: str | None) -> str:
     """A note without the models that it names."""
     return shortened((note or "not testable").partition(" (")[0], 80)
-
-
-def _p(value: float) -> str:
-    shown = p_value(value)
-    return shown if shown.startswith("<") else f"= {shown}"
