@@ -54,7 +54,7 @@ def overlap(x: NeighborGraph, y: NeighborGraph, k: int, *, memory_bytes: int = 1
     Raises:
         PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
     """
-    _check(x, y, k)
+    check_pair(x, y, k)
     columns = min(x.layers * x.width, x.n)
     cells = x.layers * (columns + x.width) + y.layers * (columns + y.width)
     items = max(1, memory_bytes // (8 * cells))
@@ -105,7 +105,7 @@ def shared_weights(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
         PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
         ValueError: If a graph has several layers.
     """
-    _check(x, y, k)
+    check_pair(x, y, k)
     if x.layers != 1 or y.layers != 1:
         raise ValueError(f"one layer a side is needed, not {x.layers} and {y.layers}")
     device = x.indices.device
@@ -141,7 +141,12 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def _check(x: NeighborGraph, y: NeighborGraph, k: int) -> None:
+def check_pair(x: NeighborGraph, y: NeighborGraph, k: int) -> None:
+    """Refuse two graphs that cannot be compared at this neighbourhood size.
+
+    Raises:
+        PrhEvalError: If they are of different numbers of items, or one does not answer for k.
+    """
     if x.n != y.n:
         raise PrhEvalError(
             f"the two neighbour graphs are of {x.n} and {y.n} items, where both must be of the same"
