@@ -455,6 +455,16 @@ def test_sampled_answers_are_no_greedy_ones(six: Path) -> None:
     assert "with arguments of generation" in reasons(made)
 
 
+def test_captions_have_no_prompt_whatever_was_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, model_result("org/a", 0.1))
+    templated = model_result("org/a", 0.2, chat_template_sha="ab")
+    write(tmp_path, templated, stamp="2026-02-02T00-00-00.1")
+    made = board(tmp_path)
+    assert cells(made, "prh_align") == {"org/a": 0.2}
+    assert not any("template" in text for text in made.remarks)
+    assert "--apply_chat_template" not in made.rows[0].reproduce[0]
+
+
 def test_scores_of_no_known_error_have_no_tiers(tmp_path: Path) -> None:
     for number in range(3):
         content = model_result(f"org/{number}", 0.1, 0.5 + number / 1e4)
