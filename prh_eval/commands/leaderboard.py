@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from prh_eval.leaderboard.config import TaskColumn
     from prh_eval.leaderboard.publish import Difference
     from prh_eval.leaderboard.results import Results
-    from prh_eval.leaderboard.scores import Score
 
 EXIT_FOUND_MISTAKES = 1
 
@@ -244,7 +243,7 @@ def _task_column(given: str, results: Results) -> TaskColumn:
         )
     by_task: dict[str, set[str]] = {}
     for score in results.scores:
-        by_task.setdefault(score.task, set()).add(_metric(score))
+        by_task.setdefault(score.task, set()).add(score.metric_key)
     if task not in by_task:
         raise PrhEvalError(f"--task {given}: no result is of {task!r}; {suggestion(task, by_task)}")
     if any(score.record and score.task == task for score in results.scores):
@@ -263,10 +262,6 @@ def _task_column(given: str, results: Results) -> TaskColumn:
     if usual.get("metric") == keys["metric"]:
         keys = {**usual}
     return TaskColumn.model_validate(keys | ({"num_fewshot": int(shots)} if at else {}))
-
-
-def _metric(score: Score) -> str:
-    return score.metric if score.filter == "none" else f"{score.metric},{score.filter}"
 
 
 def _init(arguments: argparse.Namespace) -> int:

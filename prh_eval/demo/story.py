@@ -15,14 +15,20 @@ from prh_eval.demo.ladder import Model
 from prh_eval.demo.scoring import ALIGNMENT, CHOICE, MODELS, RESULTS
 from prh_eval.leaderboard import publish
 from prh_eval.leaderboard.assemble import assemble
-from prh_eval.leaderboard.board import Board, Row
+from prh_eval.leaderboard.board import LEVEL, Board, Row
 from prh_eval.leaderboard.config import BOARD_FILE, read_board
-from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_stated, score
+from prh_eval.leaderboard.pages.formats import (
+    coefficient,
+    counted,
+    interval,
+    models_of,
+    p_stated,
+    score,
+)
 from prh_eval.leaderboard.results import read_results
 from prh_eval.leaderboard.sharing import pack
 
 LEADERBOARD = "leaderboard"
-LEVEL = 0.05
 
 
 def about(options: Mapping[str, int]) -> str:
@@ -123,9 +129,7 @@ def _cell(row: Row, key: str) -> str:
 def seen(board: Board) -> str:
     """One or two sentences on the primary association, said of its numbers only."""
     found = board.associations[0]
-    among = f"Among {counted(found.models, 'model')}"
-    if found.families is not None:
-        among += f" of {counted(found.families, 'family', 'families')}"
+    among = f"Among {models_of(found.models, found.families)}"
     if found.spearman.value is None:
         return f"{among}, alignment and accuracy have no correlation: {found.spearman.note}."
     value = coefficient(found.spearman.value)

@@ -8,29 +8,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.leaderboard.associations import associations, trends
 from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, number
-from prh_eval.leaderboard.cards import Cards, filtered
 from prh_eval.leaderboard.columns import (
     LOSSES,
     AnyColumn,
     Chosen,
-    choose,
     metrics_of,
-    of_columns,
     one_of_each,
 )
 from prh_eval.leaderboard.config import USUAL, BoardConfig, TaskColumn
-from prh_eval.leaderboard.merging import merge
-from prh_eval.leaderboard.naming import public_scores, row_names
+from prh_eval.leaderboard.naming import row_names
 from prh_eval.leaderboard.results import Results
 from prh_eval.leaderboard.rows import (
     BITS_PER_BYTE,
     SHARED_WORDS,
     Beside,
-    model_runs,
     row_of,
     with_tiers,
 )
-from prh_eval.leaderboard.scores import Identity, Score
+from prh_eval.leaderboard.scores import Identity, Score, metric_key
+from prh_eval.leaderboard.selection import select
 
 
 def default_config(results: Results, tasks: Sequence[TaskColumn] = ()) -> BoardConfig:
@@ -54,7 +50,7 @@ def default_config(results: Results, tasks: Sequence[TaskColumn] = ()) -> BoardC
         )
     several = len({task for task, _ in found}) < len(found)
     references = [
-        {"task": task, "metric": "mnn" if filter_ == "none" else f"mnn,{filter_}"}
+        {"task": task, "metric": metric_key("mnn", filter_)}
         | ({"name": f"{task}:{filter_}"} if several and filter_ != "none" else {})
         for task, filter_ in sorted(found, key=lambda pair: (pair[0] != "prh_align", pair))
     ]
@@ -82,27 +78,21 @@ def assemble(
         *sorted(settings.references, key=lambda column: column.key != first),
         *settings.tasks,
     ]
-    named = public_scores(results.scores, settings.models)
-    kept, conflicts = merge(of_columns(declared, named))
-    left_out = [LeftOut(what=s.path, reason=s.reason, files=(s.path,)) for s in results.skipped]
-    left_out += [_left(c.model, c.sentence, c.files) for c in conflicts if c.kind == "limit"]
-    remarks = {_sentence(c.sentence) for c in conflicts if c.kind != "limit"}
-
+    selection = select(results.scores, declared, settings)
     if config:
-        _check_metrics(declared, named)
-    cards = Cards(settings.models)
-    runs = model_runs(kept, named)
-    outside = {
-        identity: why
-        for identity, run in runs.items()
-        if (why := filtered(run, cards.of(run), settings.filters))
-    }
-    for identity, why in outside.items():
+        _check_metrics(declared, selection.every)
+    cards, runs, chosen = selection.cards, selection.runs, selection.chosen
+    left_out = [LeftOut(what=s.path, reason=s.reason, files=(s.path,)) for s in results.skipped]
+    remarks = set()
+    for conflict in selection.conflicts:
+        if conflict.kind == "limit":
+            left_out.append(_left(conflict.model, conflict.sentence, conflict.files))
+        else:
+            remarks.add(_sentence(conflict.sentence))
+    for identity, why in selection.outside.items():
         name = runs[identity].name
-        files = sorted({score.file for score in kept if score.model.identity == identity})
+        files = sorted({s.file for s in selection.kept if s.model.identity == identity})
         left_out.append(_left(name, f"{name} is not taken: {why}", tuple(files)))
-    kept = [score for score in kept if score.model.identity not in outside]
-    chosen = {column.key: choose(column, kept) for column in declared}
     for column in declared:
         for score, reason in chosen[column.key].refused:
             text = f"{score.model.name} on {column.heading} is not taken: {reason}"
@@ -118,7 +108,7 @@ def assemble(
             "prh-eval leaderboard validate says why"
         )
 
-    beside = Beside(kept)
+    beside = Beside(selection.on_board)
     bits = _bits_per_byte(declared[0], found, beside)
     names = row_names({identity: (runs[identity], cards.of(runs[identity])) for identity in found})
     rows = [
@@ -164,7 +154,7 @@ def _check_metrics(columns: Sequence[AnyColumn], scores: Iterable[Score]) -> Non
     for column in columns:
         there = found[column.task]
         if there and not there & set(metrics_of(column)):
-            keys = [metric if name == "none" else f"{metric},{name}" for metric, name in there]
+            keys = [metric_key(metric, filter_) for metric, filter_ in there]
             raise PrhEvalError(
                 f"the column {column.key} is of the metric {column.metric!r}, which no result of "
                 f"{column.task} has; {suggestion(column.metric, keys)}"

@@ -16,6 +16,9 @@ from prh_eval.schema import Section
 SCHEMA_VERSION = 1
 """Of `Board`, raised where a reader of ``leaderboard.json`` would have to change."""
 
+LEVEL = 0.05
+"""Of the test by which a page says whether an association is more than chance."""
+
 SCHEMA_FILE = "leaderboard.schema.json"
 
 ColumnKind = Literal["alignment", "task", "bits per byte"]

@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.leaderboard.cards import Cards, filtered
-from prh_eval.leaderboard.columns import AnyColumn, Chosen, choose, is_of, of_columns, one_of_each
+from prh_eval.leaderboard.columns import AnyColumn, Chosen, is_of, of_columns, one_of_each
 from prh_eval.leaderboard.config import BOARD_FILE, BoardConfig, TaskColumn, read_board
-from prh_eval.leaderboard.merging import merge
-from prh_eval.leaderboard.naming import public_scores
+from prh_eval.leaderboard.paths import is_folder
 from prh_eval.leaderboard.results import Results, read_results, read_some_results
-from prh_eval.leaderboard.rows import model_runs
 from prh_eval.leaderboard.scores import Identity, Score
-from prh_eval.leaderboard.sharing import is_folder
+from prh_eval.leaderboard.selection import select
 
 RESULTS = "results"
 
@@ -72,21 +70,12 @@ def validate(path: Path, board: Path) -> Report:
     mine = _labelled(path, results)
     files = {score.file for score in mine}
     columns: list[AnyColumn] = [*config.references, *config.tasks]
-    every = public_scores([*mine, *_of_the_board(path, board)], config.models)
-    wanted = of_columns(columns, every)
-    kept, conflicts = merge(wanted)
-    cards = Cards(config.models)
-    outside = {
-        identity
-        for identity, run in model_runs(kept, every).items()
-        if filtered(run, cards.of(run), config.filters)
-    }
-    on_board = [score for score in kept if score.model.identity not in outside]
-    chosen = {column.key: choose(column, on_board) for column in columns}
+    selection = select([*mine, *_of_the_board(path, board)], columns, config)
+    every, kept, chosen = selection.every, selection.kept, selection.chosen
 
     refused = [f"{path / skip.path}: {skip.reason}" for skip in results.skipped]
     warnings = list(_paths(mine))
-    for conflict in conflicts:
+    for conflict in selection.conflicts:
         if files & set(conflict.files):
             (refused if conflict.kind == "limit" else warnings).append(conflict.sentence)
     for column in columns:
@@ -95,8 +84,8 @@ def validate(path: Path, board: Path) -> Report:
                 refused.append(f"{score.file}: {score.model.name} on {column.heading}: {reason}")
     shown = [score for score in every if score.file in files]
     refused += _without_alignment(shown, every, config)
-    refused += _by_cards(shown, config, board)
-    warnings += _superseded(columns, [s for s in wanted if s.file in files], kept)
+    refused += _by_cards(shown, selection.cards, config, board)
+    warnings += _superseded(columns, of_columns(columns, shown), kept)
     warnings += _of_no_column(columns, shown)
     there = [score for score in every if score.file not in files]
     return Report(refused, warnings, _added(columns, chosen, files, there))
@@ -128,9 +117,10 @@ def _of_the_board(path: Path, board: Path) -> list[Score]:
 # ---------------------------------------------------------------- what is wrong
 
 
-def _by_cards(scores: Iterable[Score], config: BoardConfig, board: Path) -> Iterator[str]:
+def _by_cards(
+    scores: Iterable[Score], cards: Cards, config: BoardConfig, board: Path
+) -> Iterator[str]:
     """What stands against models: no card, no family, a filter."""
-    cards = Cards(config.models)
     runs = {score.model.identity: score for score in reversed(list(scores))}
     for identity in sorted(runs):
         score = runs[identity]

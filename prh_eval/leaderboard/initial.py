@@ -232,8 +232,7 @@ def _other_tasks(scores: Iterable[Score], columns: set[str]) -> Iterator[str]:
     metrics: dict[str, set[str]] = {}
     for score in scores:
         if score.task not in columns and score.record is None:
-            name = score.metric if score.filter == "none" else f"{score.metric},{score.filter}"
-            metrics.setdefault(score.task, set()).add(name)
+            metrics.setdefault(score.task, set()).add(score.metric_key)
     if not metrics:
         return
     yield "# Other tasks that were found:"

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from prh_eval.leaderboard.config import Card, names_of
+from prh_eval.leaderboard.paths import is_path, parts
 from prh_eval.leaderboard.scores import Identity, ModelRun, Score
-
-# An absolute path, of Unix or Windows, or one from a home or a parent folder.
-_PATH = re.compile(r"^(/|\\|[A-Za-z]:[\\/]|~|\.\.?[\\/])")
-
-
-def is_path(name: str) -> bool:
-    """Whether a model's name is a place on somebody's machine."""
-    return bool(_PATH.match(name))
 
 
 def public_names(names: Iterable[str]) -> dict[str, str]:
@@ -27,16 +19,11 @@ def public_names(names: Iterable[str]) -> dict[str, str]:
     """
     every = sorted(set(names))
     result = {name: name for name in every if not is_path(name)}
-    parts = {
-        name: [part for part in re.split(r"[\\/]", name) if part not in ("", ".", "..", "~")]
-        or [name]
-        for name in every
-        if name not in result
-    }
-    for name, own in parts.items():
+    places = {name: parts(name) for name in every if name not in result}
+    for name, own in places.items():
         for depth in range(1, len(own) + 1):
             short = "/".join(own[-depth:])
-            alike = [o for o in parts.values() if o is not own and o[-depth:] == own[-depth:]]
+            alike = [o for o in places.values() if o is not own and o[-depth:] == own[-depth:]]
             if not alike and short not in result.values():
                 break
         result[name] = numbered(short, result.values())
@@ -87,8 +74,8 @@ def numbered(name: str, taken: Iterable[str]) -> str:
 
 
 def row_names(
-    runs: Mapping[tuple[str, str, str, str], tuple[ModelRun, Card | None]],
-) -> dict[tuple[str, str, str, str], str]:
+    runs: Mapping[Identity, tuple[ModelRun, Card | None]],
+) -> dict[Identity, str]:
     """A name for each row, by the identity of its model.
 
     It is the card's title or the model's name, with revision, dtype and adapter where they are

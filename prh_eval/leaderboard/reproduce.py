@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from prh_eval.leaderboard.naming import is_path, public_names
+from prh_eval.leaderboard.paths import is_path, last_part
 from prh_eval.leaderboard.scores import ModelRun, Score
 
 # What a task of ours does if nothing else is asked for.
@@ -55,7 +55,7 @@ def _model_args(run: ModelRun) -> str:
         args["revision"] = run.sha
     for key, value in args.items():
         if isinstance(value, str) and is_path(value):
-            args[key] = public_names([value])[value]
+            args[key] = last_part(value)
     if any(isinstance(value, (dict, list)) or "," in str(value) for value in args.values()):
         return json.dumps(args, ensure_ascii=False)
     return ",".join(f"{key}={value}" for key, value in args.items())

@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from prh_eval.leaderboard.paths import last_part
+
 # Metrics whose values are proportions, and can be nothing outside 0..1.
 PROPORTIONS = frozenset(
     {"acc", "acc_norm", "exact_match", "mnn", "mnn_last_layer", "mnn_chance", "mnn_shared_words"}
@@ -141,6 +143,16 @@ class Score:
     file: str
     prompt: str | None = None
     record: AlignmentRecord | None = None
+
+    @property
+    def metric_key(self) -> str:
+        """Metric and filter as 0.4's files and a board's config have them, no filter left out."""
+        return metric_key(self.metric, self.filter)
+
+
+def metric_key(metric: str, filter_: str) -> str:
+    """Metric and filter in one name: ``acc_norm``, ``exact_match,strict-match``."""
+    return metric if filter_ == "none" else f"{metric},{filter_}"
 
 
 class Unusable(Exception):
@@ -321,7 +333,7 @@ def _model(data: Mapping[str, Any], path: Path) -> ModelRun:
     name = _text(given or data.get("model_name") or path.parent.resolve().name)
     dtype = config.get("model_dtype") or args.get("dtype")
     quantized = [key for key in _QUANTIZED if args.get(key)]
-    quantized += [f"{key} {_last(args[key])}" for key in _QUANTIZED_BY if args.get(key)]
+    quantized += [f"{key} {last_part(_text(args[key]))}" for key in _QUANTIZED_BY if args.get(key)]
     revision = _text(config.get("model_revision") or args.get("revision") or "main")
     if args.get("subfolder"):
         revision += f", subfolder {_text(args['subfolder'])}"
@@ -399,11 +411,6 @@ def _prompt(data: Mapping[str, Any], task: str) -> str | None:
     if generated and data["config"].get("gen_kwargs"):
         parts.append(f"gen_kwargs {data['config']['gen_kwargs']}")
     return ", ".join(parts) or None
-
-
-def _last(path: object) -> str:
-    """The last part of what may be a path."""
-    return re.split(r"[\\/]", _text(path).rstrip("/\\"))[-1]
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.leaderboard.naming import is_path
+from prh_eval.leaderboard.paths import is_folder, is_whole_path, last_part
 from prh_eval.leaderboard.publish import replace
 from prh_eval.leaderboard.results import Skipped, read_results
 from prh_eval.leaderboard.scores import parse_model_args
@@ -21,7 +21,6 @@ _OF_THE_MACHINE = ("pretty_env_info", "upper_git_hash", "start_time", "end_time"
 _WITH_PATHS = ("metadata", "dataset_path", "dataset_name", "dataset_kwargs")
 # Arguments that may name a folder with weights.
 _FOLDERS = ("pretrained", "peft", "delta", "tokenizer")
-_SEPARATOR = re.compile(r"[\\/]")
 
 
 class Packed(NamedTuple):
@@ -73,17 +72,6 @@ def shareable(data: Mapping[str, Any]) -> dict[str, Any]:
         if "model_name_sanitized" in data:
             shared["model_name_sanitized"] = _folder_name(shared["model_name"])
     return shared
-
-
-def is_folder(name: str) -> bool:
-    """Whether a model's name is a folder rather than a hub id, which has at most one slash."""
-    return is_path(name) or name.count("/") > 1
-
-
-def last_part(path: str) -> str:
-    """A path's last part."""
-    parts = [part for part in _SEPARATOR.split(path) if part not in ("", ".", "..", "~")]
-    return parts[-1] if parts else path
 
 
 def pack(folder: Path, output: Path) -> Packed:
@@ -156,11 +144,7 @@ def _without_paths(value: Any, folders: set[str]) -> Any:
         return [_without_paths(each, folders) for each in value]
     if not isinstance(value, str):
         return value
-    return last_part(value) if value in folders or _is_whole_path(value) else value
-
-
-def _is_whole_path(text: str) -> bool:
-    return is_path(text) and "\n" not in text and bool(_SEPARATOR.search(text[1:]))
+    return last_part(value) if value in folders or is_whole_path(value) else value
 
 
 def _dict(value: object) -> Mapping[str, Any]:

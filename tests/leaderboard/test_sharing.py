@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from made_results import model_result, result, write
 
 from prh_eval.errors import PrhEvalError
+from prh_eval.leaderboard.paths import is_folder
 from prh_eval.leaderboard.results import read_results
 from prh_eval.leaderboard.scores import ModelRun, Score, scores_of
-from prh_eval.leaderboard.sharing import is_folder, pack, shareable
+from prh_eval.leaderboard.sharing import pack, shareable
 
 DATA = Path(__file__).parent / "data"
 HOME = "/home/someone/private"

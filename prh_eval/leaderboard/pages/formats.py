@@ -48,10 +48,16 @@ def p_value(p: float | None) -> str:
     return f"<{_SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def p_stated(p: float) -> str:
+def p_stated(p: float, name: str = "p") -> str:
     """A p-value within a sentence: p = 0.016, p < 0.001."""
     shown = p_value(p)
-    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+    return f"{name} {shown}" if shown.startswith("<") else f"{name} = {shown}"
+
+
+def models_of(models: int, families: int | None) -> str:
+    """How many models, and of how many families where these are stated."""
+    of = "" if families is None else f" of {counted(families, 'family', 'families')}"
+    return f"{counted(models, 'model')}{of}"
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

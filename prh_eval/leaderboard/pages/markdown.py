@@ -5,9 +5,23 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from prh_eval.leaderboard.board import AlignmentFacts, Association, Board, BoardColumn, LeftOut
+from prh_eval.leaderboard.board import (
+    LEVEL,
+    AlignmentFacts,
+    Association,
+    Board,
+    BoardColumn,
+    LeftOut,
+)
 from prh_eval.leaderboard.pages.escaping import code_block, markdown, markdown_alternative
-from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_stated, score
+from prh_eval.leaderboard.pages.formats import (
+    coefficient,
+    counted,
+    interval,
+    models_of,
+    p_stated,
+    score,
+)
 from prh_eval.leaderboard.pages.markdown_blocks import folded, indented
 from prh_eval.leaderboard.pages.markdown_models import models
 from prh_eval.leaderboard.pages.markdown_statistics import correlations, labels
@@ -113,8 +127,7 @@ def _answer(board: Board) -> str:
             )
         return "The board has no task, so that there is nothing for alignment to go together with."
     x, y = labels(board, primary)
-    families = f" of {_families(primary.families)}" if primary.families is not None else ""
-    over = f"{counted(primary.models, 'model')}{families}"
+    over = models_of(primary.models, primary.families)
     if primary.spearman.value is None:
         return (
             f"Whether alignment with {x} and {y} go together cannot be told yet: "
@@ -133,14 +146,10 @@ def _answer(board: Board) -> str:
 def _verdict(primary: Association) -> str:
     if primary.p is None:
         return f"Whether that is more than chance is {markdown(primary.p_note or 'not testable')}."
-    much = "more than chance" if primary.p < 0.05 else "no more than chance may give"
+    much = "more than chance" if primary.p < LEVEL else "no more than chance may give"
     stated = p_stated(primary.p).replace("<", "&lt;")
     warned = f"; {markdown(primary.p_note)}" if primary.p_note else ""
     return f"By the test over families that is {much} ({stated}{warned})."
-
-
-def _families(count: int) -> str:
-    return counted(count, "family", "families")
 
 
 # ---------------------------------------------------------------- the rest

@@ -9,6 +9,7 @@ from prh_eval.leaderboard.pages.escaping import markdown, markdown_link
 from prh_eval.leaderboard.pages.formats import MISSING, amount, score
 from prh_eval.leaderboard.pages.markdown_blocks import folded, table
 from prh_eval.leaderboard.pages.tabular import baselines
+from prh_eval.leaderboard.scores import metric_key
 
 
 def models(board: Board) -> Iterable[str]:
@@ -177,7 +178,7 @@ def _columns(columns: Sequence[BoardColumn]) -> str:
         [
             markdown(column.label),
             markdown(column.task),
-            markdown(column.metric + ("" if column.filter == "none" else f",{column.filter}")),
+            markdown(metric_key(column.metric, column.filter)),
             MISSING if column.n_shot is None else str(column.n_shot),
             markdown(column.version),
             "higher" if column.higher_is_better else "lower",

@@ -44,26 +44,10 @@ def table_fields(board: Board) -> list[Field]:
     always = [
         Field("Model", "", "text", lambda row: Shown(row.name, row.name)),
         Field("Family", "", "text", lambda row: _plain(row.family)),
-        Field(
-            "Parameters",
-            "",
-            "number",
-            lambda row: Shown(row.parameters, amount(row.parameters)),
-            log=True,
-            axis=True,
-            rising=False,
-        ),
+        _amounts("Parameters", lambda row: row.parameters),
     ]
     optional = [
-        Field(
-            "Training tokens",
-            "",
-            "number",
-            lambda row: Shown(row.training_tokens, amount(row.training_tokens)),
-            log=True,
-            axis=True,
-            rising=False,
-        ),
+        _amounts("Training tokens", lambda row: row.training_tokens),
         Field(
             "Released", "", "date", lambda row: _plain(row.release_date), axis=True, rising=False
         ),
@@ -85,6 +69,13 @@ def table_fields(board: Board) -> list[Field]:
 
 def _plain(text: str | None) -> Shown:
     return Shown(text, MISSING if text is None else text)
+
+
+def _amounts(label: str, value: Callable[[Row], float | None]) -> Field:
+    def read(row: Row) -> Shown:
+        return Shown(value(row), amount(value(row)))
+
+    return Field(label, "", "number", read, log=True, axis=True, rising=False)
 
 
 def _scores(column: BoardColumn) -> Field:

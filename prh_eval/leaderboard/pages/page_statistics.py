@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
 from prh_eval.leaderboard.board import (
+    LEVEL,
     Association,
     Board,
     BoardColumn,
@@ -13,9 +14,15 @@ from prh_eval.leaderboard.board import (
     CoefficientInterval,
 )
 from prh_eval.leaderboard.pages.elements import element, scrolling, section
-from prh_eval.leaderboard.pages.formats import MISSING, coefficient, counted, interval, p_value
-
-LEVEL = 0.05  # of the test that decides the answer
+from prh_eval.leaderboard.pages.formats import (
+    MISSING,
+    coefficient,
+    counted,
+    interval,
+    models_of,
+    p_stated,
+    p_value,
+)
 
 
 def answer(board: Board) -> Element:
@@ -211,16 +218,11 @@ def _p_read(found: Association) -> str | None:
     p = found.p if found.primary else found.p_holm
     if p is None:
         return None
-    text = p_value(p)
-    equals = "" if text.startswith("<") else "= "
-    return f"p {equals}{text}" if found.primary else f"p after Holm {equals}{text}"
+    return p_stated(p, "p" if found.primary else "p after Holm")
 
 
 def _models_of(association: Association) -> str:
-    models = counted(association.models, "model")
-    if association.families is None:
-        return models
-    return f"{models} of {counted(association.families, 'family', 'families')}"
+    return models_of(association.models, association.families)
 
 
 class _Footnotes:

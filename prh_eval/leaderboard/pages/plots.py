@@ -9,7 +9,7 @@ from typing import Literal
 
 from prh_eval.leaderboard.board import Association, Board, Row
 from prh_eval.leaderboard.pages import points
-from prh_eval.leaderboard.pages.formats import amount, coefficient, counted
+from prh_eval.leaderboard.pages.formats import amount, coefficient, counted, models_of
 from prh_eval.leaderboard.pages.wording import heading, plain
 
 Kind = Literal[
@@ -126,7 +126,7 @@ def _task(board: Board, reference: str, task: str, name: str) -> Figure | None:
         name=name,
         title=f"{what} against alignment with {against}",
         alt=f"Scatter plot of {plain(what)} against alignment with {plain(against)}: "
-        f"{_counts(found)}. {_numbers(found)}{_best(board, reference)}",
+        f"{models_of(found.models, found.families)}. {_numbers(found)}{_best(board, reference)}",
         kind="scores",
         references=(reference,),
         others=(task,),
@@ -212,7 +212,7 @@ def _bits(board: Board, reference: str, bits: list[str]) -> Figure | None:
     if not drawn:
         return None
     against = heading(board.column(reference))
-    each = " ".join(f"{_counts(of)}. {_numbers(of)}" for of in drawn)
+    each = " ".join(f"{models_of(of.models, of.families)}. {_numbers(of)}" for of in drawn)
     return Figure(
         name="bits-per-byte",
         title=f"Alignment with {against} against bits per byte",
@@ -298,15 +298,6 @@ def _statistics(panel: points.Panel) -> str:
 
 def _spread(panel: points.Panel) -> bool:
     return len({point.x for point in panel.points}) > 1
-
-
-def _counts(found: Association) -> str:
-    models = counted(found.models, "model")
-    return (
-        models
-        if found.families is None
-        else f"{models} of {counted(found.families, 'family', 'families')}"
-    )
 
 
 def _with_interval(found: Association) -> str:

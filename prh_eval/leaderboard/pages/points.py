@@ -16,7 +16,14 @@ from prh_eval.leaderboard.board import (
     CoefficientInterval,
     Row,
 )
-from prh_eval.leaderboard.pages.formats import coefficient, counted, interval, p_stated, p_value
+from prh_eval.leaderboard.pages.formats import (
+    coefficient,
+    counted,
+    interval,
+    models_of,
+    p_stated,
+    p_value,
+)
 from prh_eval.leaderboard.pages.wording import axis_label, shortened
 
 Scale = Literal["linear", "log", "date"]
@@ -95,9 +102,7 @@ def scores(board: Board, x: str, y: str) -> Panel:
         y: Key of that along the vertical axis.
     """
     found = association(board, x, y)
-    models = counted(found.models, "model")
-    if found.families is not None:
-        models += f" of {counted(found.families, 'family', 'families')}"
+    models = models_of(found.models, found.families)
     if found.p is None:
         test = _reason(found.p_note)
     else:
