@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.precision import with_float64
+from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.selection import select_magnitude
 from prh_eval.errors import PrhEvalError, suggestion
 
@@ -156,7 +156,7 @@ def validate_features(
             )
 
 
-def preprocess(features: Sequence[Tensor], protocol: Protocol) -> Sequence[Tensor]:
+def preprocess(features: Sequence[Tensor], protocol: Protocol) -> list[Rows]:
     """Clip and normalise layer features.
 
     Args:
@@ -164,36 +164,8 @@ def preprocess(features: Sequence[Tensor], protocol: Protocol) -> Sequence[Tenso
         protocol: The rule, from :data:`PROTOCOLS`.
 
     Returns:
-        One float64 tensor a layer, each (n, dim_l), on the device of its input (on the CPU for
-        mps, which has no float64). Rows have length 1, or 0 where the input row is zero. Each is
-        computed when it is asked for, so that one layer at a time is held in float64.
+        One layer each: (n, dim_l) in float64, in rows of length 1, or 0 where the input row is
+        zero. Rows are computed when they are asked for, so that nothing is held twice.
     """
-    features = [with_float64(x) for x in features]
-    return _UnitRows(features, protocol.limit(features) if protocol.limit else None)
-
-
-class _UnitRows(Sequence[Tensor]):
-    """Layers that are clipped and normalised when they are asked for."""
-
-    def __init__(self, features: Sequence[Tensor], limit: float | None) -> None:
-        self._features = features
-        self._limit = limit
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return _UnitRows(self._features[index], self._limit)
-        # Contiguous, so that every row is summed in the same order and equal rows stay equal.
-        x = self._features[index].double().contiguous()
-        if self._limit is not None:
-            x = x.clamp(-self._limit, self._limit)
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return x / torch.where(length > 0, length, 1.0)
+    limit = protocol.limit(features) if protocol.limit else None
+    return [Rows(x, limit, unit=True) for x in features]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.neighbors import TIE_TOLERANCE, nearest
+from prh_eval.alignment.ranking import TIE_TOLERANCE, nearest
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -86,7 +86,7 @@ def shared_words(captions: Sequence[Sequence[str]], reference: NeighborGraph, k:
         rows = slice(start, start + step)
         nearness = torch.from_numpy((features[rows] @ every).toarray())
         nearness.diagonal(start).fill_(-torch.inf)
-        weights = _table(*nearest(nearness, k, TIE_TOLERANCE), k, n)
+        weights = _table(*nearest(nearness, k, TIE_TOLERANCE)[:2], k, n)
         theirs = NeighborGraph(reference.indices[:, rows].cpu(), reference.tied[:, rows].cpu(), k)
         for layer, their_weights in enumerate(theirs.weights(k)):
             # Padding names no item; its weight is 0.

@@ -44,8 +44,7 @@ def generic_items(draw):
 @given(st.data(), tied_items() | generic_items(), SIMILARITIES)
 def test_equals_brute_force(data, x, similarity):
     k = data.draw(st.integers(1, len(x) - 1))
-    memory = data.draw(st.sampled_from([1, 2000, 1 << 28]))
-    got = graph(x, k, similarity, memory_bytes=memory)
+    got = graph(x, k, similarity)
     similarities = nearness(x, similarity)
     for smaller in range(1, k + 1):
         np.testing.assert_array_equal(dense(got, smaller)[0], weights(similarities, smaller))
@@ -98,18 +97,6 @@ def test_lengths_of_items_do_not_change_cosine(x, seed):
     lengths = np.random.default_rng(seed).uniform(0.1, 10, (len(x), 1))
     k = len(x) // 2
     np.testing.assert_array_equal(dense(graph(x * lengths, k), k), dense(graph(x, k), k))
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-@pytest.mark.parametrize("memory_bytes", [1, 100_000, 1_000_000])
-def test_chunks_change_no_bit(similarity, memory_bytes):
-    x = np.random.default_rng(3).standard_normal((200, 16)).round(1)
-    x[50:90] = x[7]
-    whole, chunked = (
-        graph(x, 10, similarity, memory_bytes=size) for size in (1 << 28, memory_bytes)
-    )
-    assert torch.equal(whole.indices, chunked.indices)
-    assert torch.equal(whole.tied, chunked.tied)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])

@@ -1,0 +1,148 @@
+"""The candidates for the nearest neighbours of some items, gathered from tile after tile."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prh_eval.alignment.filters import output_error
+
+# Columns are looked at in groups, by their largest value: at least as many, of at most so many.
+_GROUPS = 64
+_GROUP_SIZE = 32
+# Found values a row, on average, that wait before they are sorted in, and in how many parts.
+_WAITING = 8
+_PARTS = 16
+
+
+class Candidates:
+    """Of some items the largest values that were seen, among which the k nearest are.
+
+    Values may be off by ``error``, and are then rounded to their type. So the k-th largest true
+    value is at least L = T - output_error(T) - error, with T the k-th largest that was seen, and
+    what was seen below L - margin - error is not wanted: its true value is below L - margin. Where
+    more are wanted than can be kept, what is dropped is known to be no larger than the last kept.
+
+    Args:
+        k: How many of the largest true values are wanted.
+        keep: How many values are kept at most, at least k.
+        error: float64, shape (items,): how far a value may be off.
+        margin: How much below the k-th largest a true value may be and still be wanted.
+        dtype: Type of the values.
+    """
+
+    def __init__(self, k: int, keep: int, error: Tensor, margin: float, dtype: torch.dtype):
+        self._k = k
+        self._error = error
+        self._margin = margin
+        self._dtype = dtype
+        self._values = error.new_full((len(error), keep), -torch.inf, dtype=torch.float32)
+        self._indices = error.new_full((len(error), keep), -1, dtype=torch.int32)
+        self._started = False
+        self._wanted = error.new_full((len(error),), -torch.inf)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._count = 0
+
+    def add(self, values: Tensor, offset: int, *, items_first: bool = True) -> None:
+        """Look at the values of more neighbours.
+
+        Args:
+            values: Shape (items, neighbours), or (neighbours, items); -inf for an item itself.
+            offset: Number of the first of these neighbours.
+            items_first: Which of the two shapes.
+        """
+        axis = int(items_first)
+        count = values.shape[axis]
+        groups = max(_GROUPS, count // _GROUP_SIZE)
+        size = max(count // groups, 1)
+        whole = count - count % size
+        if whole < count:
+            self.add(
+                values.narrow(axis, whole, count - whole), offset + whole, items_first=items_first
+            )
+            values, count = values.narrow(axis, 0, whole), whole
+        # Members of a group are a stride apart, so that their maximum is one of whole rows.
+        stride = count // size
+        grouped = torch.unflatten(values, axis, (size, stride))
+        largest = grouped.amax(dim=axis)
+        if not items_first:
+            largest = largest.T.contiguous()
+        if not self._started:
+            self._start(largest)
+        floor = self._floor()
+        item, group = (largest >= floor[:, None]).nonzero(as_tuple=True)
+        near = grouped[item, :, group] if items_first else grouped[:, group, item].T
+        hit, member = (near >= floor[item, None]).nonzero(as_tuple=True)
+        found = near[hit, member].float()
+        index = (member * stride + group[hit] + offset).to(torch.int32)
+        self._waiting.append((item[hit], index, found))
+        self._count += len(found)
+        if len(self._waiting) == _PARTS:
+            self._waiting = [self._together()]
+        if self._count > _WAITING * len(self._values):
+            self._settle()
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What was gathered.
+
+        Returns:
+            int32, shape (items, keep): numbers of the neighbours, without order; bool, the same
+            shape: which of them are wanted, at least k of every item that has so many; and float64,
+            shape (items,): a bound that the true values of all others are not above.
+        """
+        self._settle()
+        wanted = (self._values >= self._floor().float()[:, None]) & (self._indices >= 0)
+        last = self._values[:, -1].double()
+        dropped = last + output_error(last, self._dtype) + self._error
+        bound = self._wanted + self._error
+        bound = torch.where(last.isinf(), bound, bound.maximum(dropped))
+        return self._indices, wanted, bound
+
+    def _start(self, largest: Tensor) -> None:
+        """A first floor: k groups whose largest values are at least this hold k such values."""
+        self._started = True
+        if largest.shape[1] >= self._k:
+            self._raise(largest.float().topk(self._k, dim=1).values[:, -1])
+
+    def _raise(self, kth: Tensor) -> None:
+        """A new T."""
+        kth = kth.double()
+        wanted = kth - output_error(kth, self._dtype) - 2 * self._error - self._margin
+        self._wanted = torch.where(kth.isinf(), self._wanted, self._wanted.maximum(wanted))
+
+    def _floor(self) -> Tensor:
+        """What a seen value must at least be. Rounding keeps order, so the floor is rounded too."""
+        floor = torch.maximum(self._wanted.float(), self._values[:, -1]).to(self._dtype)
+        # An item itself is at -inf, and never wanted.
+        return floor.clamp(min=torch.finfo(self._dtype).min)
+
+    def _together(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What waits, as one part: every tensor takes room of its own."""
+        item, index, value = (torch.cat(part) for part in zip(*self._waiting, strict=True))
+        return item, index, value
+
+    def _settle(self) -> None:
+        """Sort in what waits."""
+        if not self._count:
+            return
+        item, index, value = self._together()
+        self._waiting, self._count = [], 0
+        # By item, then by falling value: as integers, floats sort as they do, but negative ones.
+        bits = value.view(torch.int32).long()
+        rank = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+        order = ((item << 32) - rank).argsort()
+        item, index, value = item[order], index[order], value[order]
+        count = torch.bincount(item, minlength=len(self._values))
+        place = torch.arange(len(item), device=item.device) - (count.cumsum(0) - count)[item]
+        keep = self._values.shape[1]
+        kept = place < keep
+        item, place = item[kept], place[kept]
+        width = min(int(count.max()), keep)
+        values = self._values.new_full((len(count), width), -torch.inf)
+        indices = self._indices.new_full((len(count), width), -1)
+        values[item, place], indices[item, place] = value[kept], index[kept]
+        values = torch.cat([self._values, values], dim=1)
+        indices = torch.cat([self._indices, indices], dim=1)
+        self._values, chosen = values.topk(keep, dim=1)
+        self._indices = indices.gather(1, chosen)
+        self._raise(self._values[:, self._k - 1])

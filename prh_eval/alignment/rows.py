@@ -1,0 +1,88 @@
+"""The rows of a layer in float64, made of what is stored a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from prh_eval.alignment.precision import with_float64
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A layer of n items as it is compared: clipped and normalised, or as it is stored.
+
+    Only the rows that are asked for are ever held in float64, so that what is stored may be of
+    half the precision or less, lie on another device, or be mapped from a file.
+
+    Attributes:
+        stored: Shape (n, dim), any floating type, on any device.
+        limit: Magnitude that values are clipped to; None for no clipping.
+        unit: Whether each row is divided by its length; a row of zeros stays as it is.
+        made: Whether all this is done already.
+        device: Where the rows are given; None for where they are stored.
+    """
+
+    stored: Tensor
+    limit: float | None = None
+    unit: bool = False
+    made: bool = False
+    device: torch.device | None = None
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self.stored.shape[1]
+
+    @property
+    def place(self) -> torch.device:
+        """Where rows are given."""
+        return with_float64(self.stored[:0]).device if self.device is None else self.device
+
+    def on(self, device: torch.device | None) -> Rows:
+        """The same layer, its rows given on a device; None for where they are stored."""
+        return replace(self, device=device)
+
+    def held(self, block: int) -> Rows:
+        """The same layer, whole in float64; made of ``block`` rows at a time."""
+        x = torch.empty(len(self), self.dim, dtype=torch.float64, device=self.place)
+        for part in self.blocks(block):
+            x[part] = self[part]
+        return Rows(x, unit=self.unit, made=True)
+
+    def loaded(self) -> Rows:
+        """The same layer, stored where its rows are given."""
+        return replace(self, stored=self.stored.to(self.place))
+
+    @property
+    def loading_bytes(self) -> int:
+        """What it would take to store the layer where its rows are given; 0 where it is."""
+        return 0 if self.stored.device == self.place else self.stored.nbytes
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        """Some rows, by slice or by position: float64, shape (rows, dim)."""
+        if isinstance(index, Tensor):
+            index = index.to(self.stored.device)
+        x = self.stored[index].to(self.place)
+        if self.made:
+            return x
+        # Contiguous, so that every row is summed in the same order and equal rows stay equal.
+        x = x.double().contiguous()
+        if self.limit is not None:
+            x = x.clamp(-self.limit, self.limit)
+        if self.unit:
+            length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+            x = x / torch.where(length > 0, length, 1.0)
+        return x
+
+    def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """The rows from start to stop in slices of at most ``size``."""
+        stop = len(self) if stop is None else stop
+        for first in range(start, stop, size):
+            yield slice(first, min(first + size, stop))

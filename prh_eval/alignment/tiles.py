@@ -1,0 +1,227 @@
+"""How a neighbour search is cut into tiles, and what memory and how many operations it takes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from prh_eval.alignment.filters import columns, fastest_dtype
+from prh_eval.errors import PrhEvalError
+
+logger = logging.getLogger(__name__)
+
+# What the search of a layer may take where nothing is said; on a CUDA device half of what is free.
+_MEMORY_BYTES = 4 << 30
+# Candidates beyond k, or half as many again; an item that needs more is searched for exactly.
+_SPARE = 22
+# Items on a side of a tile: on the CPU what stays in the caches, elsewhere what hides launches.
+_SIDES = {"cpu": 2048, "cuda": 16384}
+_LEAST_SIDE = 256
+# Up to how many items a filter saves nothing over ranking all similarities in float64.
+_EXACT_ITEMS = {"cpu": 256, "cuda": 4096}
+# Nor where so large a share of the items are candidates.
+_EXACT_SHARE = 8
+# Values that are made float64 at a time: on the CPU what stays in a core's cache.
+_BLOCK_VALUES = {"cpu": 1 << 16, "cuda": 1 << 24}
+# Values of either side whose exact similarities are computed at a time, where rows have to be made
+# for them.
+_PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
+# Similarities that are ranked in float64 at a time, unless a row has more.
+_RANKED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """The search of one layer for the k nearest neighbours of n items.
+
+    Attributes:
+        device: Type of the device, ``"cpu"`` or ``"cuda"``.
+        n: Number of items.
+        dim: Number of dimensions.
+        k: Neighbourhood size.
+        dtype: Type in which candidates are found; float64 where all similarities are ranked.
+        keep: Candidates an item.
+        side: Items on either side of a tile; in float64, items that are ranked together.
+        block: Rows that are made float64 at a time.
+        memory_bytes: What the search may take.
+        held: Whether the whole layer is held in float64.
+        loaded: Whether the layer is moved, as it is stored, to where it is searched.
+        loading_bytes: What that takes; 0 where it is there already.
+        processes: How many processes share the items.
+    """
+
+    device: str
+    n: int
+    dim: int
+    k: int
+    dtype: torch.dtype
+    keep: int
+    side: int
+    block: int
+    memory_bytes: int
+    held: bool = False
+    loaded: bool = False
+    loading_bytes: int = 0
+    processes: int = 1
+
+    @property
+    def resident_bytes(self) -> int:
+        """What is held all along: the layer in low precision, candidates and neighbours."""
+        share = -(-self.n // self.processes)
+        # Neighbours with their ties, of a tile and joined.
+        size = 2 * 5 * self.n * (self.k + 1)
+        if self.held:
+            size += 8 * self.n * self.dim
+        if self.loaded:
+            size += self.loading_bytes
+        if self.dtype == torch.float64:
+            return size
+        # The copy, and what is sent and received where there are others.
+        copies = 1 if self.processes == 1 else 3
+        size += copies * share * columns(self.dim, self.dtype) * self.dtype.itemsize
+        # Statistics and bounds; candidates, and found values that wait to be sorted in.
+        return size + share * (100 + 8 * self.keep + 16 * 16)
+
+    @property
+    def tile_bytes(self) -> int:
+        """What one tile takes at most, its candidates and their exact similarities included."""
+        making = 6 * 8 * self.block * self.dim
+        if self.dtype == torch.float64:
+            return making + self._ranking_bytes
+        product = self.side**2 * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
+        # The first tile has the most to sort: groups that reach the floor, and their members.
+        sorting = self.side * (self.keep + 16) * 150
+        ranking = self.side * self.keep * 90
+        rows = 8 * self.side * self.dim
+        pairs = 0 if self.held else 3 * 8 * self.pair_rows * self.keep * self.dim
+        return making + max(product + sorting, ranking + rows + pairs, self._ranking_bytes)
+
+    @property
+    def ranked(self) -> int:
+        """Items whose similarities to all others are ranked in float64 together."""
+        values = min(_RANKED_VALUES[self.device], self.memory_bytes // (8 * 64))
+        return max(1, min(self.n, values // self.n))
+
+    @property
+    def _ranking_bytes(self) -> int:
+        # Similarities, their ranking, and groups of ties where all are looked at.
+        similarities = 64 * self.ranked * self.n
+        rows = 0 if self.held else self.side
+        return similarities + 3 * 8 * (self.ranked + rows) * self.dim
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the search takes at most, beyond what the features are stored in."""
+        return self.resident_bytes + self.tile_bytes
+
+    @property
+    def pair_rows(self) -> int:
+        """Items whose exact similarities are computed together, where rows are made for them."""
+        values = min(_PAIR_VALUES[self.device], self.memory_bytes // (8 * 24))
+        return max(1, values // (self.keep * self.dim))
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of the matrix product: two a dimension and pair of items.
+
+        Every pair is multiplied once where one process has all items, and twice where processes
+        share them.
+        """
+        pairs = self.n * (self.n + self.side) // 2 if self.processes == 1 else self.n**2
+        return 2 * pairs * columns(self.dim, self.dtype)
+
+
+def plan_search(
+    n: int,
+    dim: int,
+    k: int,
+    *,
+    memory_bytes: int | None = None,
+    device: torch.device | str = "cpu",
+    processes: int = 1,
+    loading_bytes: int = 0,
+) -> SearchPlan:
+    """Cut the search of one layer so that it fits into memory.
+
+    The result of the search depends on none of it.
+
+    Args:
+        n: Number of items.
+        dim: Number of dimensions.
+        k: Neighbourhood size, 1 <= k <= n - 1.
+        memory_bytes: What the search may take, beyond what the features are stored in; None for
+            4 GiB, or half of what is free on a CUDA device.
+        device: Where to search. It need not be there if ``memory_bytes`` is given.
+        processes: How many processes share the items.
+        loading_bytes: Size of the features if they are stored on another device; 0 if not.
+
+    Raises:
+        PrhEvalError: If the memory is too small for the smallest tile; the sentence says how much
+            is needed.
+    """
+    device = torch.device(device)
+    if memory_bytes is None:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+        memory_bytes = free // 2 or _MEMORY_BYTES
+    kind = device.type if device.type in _SIDES else "cpu"
+    keep = min(k + max(_SPARE, k // 2), n - 1)
+    exact = n <= _EXACT_ITEMS[kind] or keep * _EXACT_SHARE > n
+    share = -(-n // processes)
+    side = min(_SIDES[kind], share)
+    largest = SearchPlan(
+        device=kind,
+        n=n,
+        dim=dim,
+        k=k,
+        dtype=torch.float64 if exact else fastest_dtype(device),
+        keep=keep,
+        side=side,
+        block=min(max(1, _BLOCK_VALUES[kind] // dim), share),
+        memory_bytes=memory_bytes,
+        loading_bytes=loading_bytes,
+        processes=processes,
+    )
+    plans = [
+        replace(largest, side=tile, held=held, loaded=loaded)
+        # The whole layer in float64, or where it is needed, saves more than large tiles do.
+        for held, loaded in ((True, False), (False, loading_bytes > 0), (False, False))
+        if not (held and processes > 1)
+        for tile in (side >> step for step in range(side.bit_length()))
+        if tile >= min(_LEAST_SIDE, side)
+    ]
+    for plan in plans:
+        if plan.peak_bytes <= memory_bytes:
+            return plan
+    raise PrhEvalError(
+        f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least "
+        f"{_megabytes(min(plan.peak_bytes for plan in plans))} of memory, where "
+        f"{_megabytes(memory_bytes)} are allowed; a larger memory should be set"
+    )
+
+
+def smaller(plan: SearchPlan, error: Exception | None) -> SearchPlan:
+    """The plan to go on with after an error: with tiles of half the side if memory ran out.
+
+    Args:
+        plan: What was too much.
+        error: What was raised; None where that was in another process.
+
+    Raises:
+        Exception: The error itself, if it is of something else or tiles cannot be smaller.
+    """
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if error is not None and (
+        plan.side == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error))
+    ):
+        raise error
+    half = replace(plan, side=max(1, plan.side // 2))
+    logger.warning("out of memory: tiles of %d items now", half.side)
+    return half
+
+
+def _megabytes(size: int) -> str:
+    return f"{math.ceil(size / 1e6):,} MB"

@@ -1,0 +1,362 @@
+"""The search through candidates: proofs, tiles and precisions, against brute force in float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from alignment.oracles import dense, nearness, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prh_eval.alignment import filters, neighbors, search
+from prh_eval.alignment.candidates import Candidates
+from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.neighbors import layer_neighbors, neighbor_graph
+from prh_eval.alignment.rows import Rows
+from prh_eval.alignment.sharing import ALONE
+from prh_eval.alignment.tiles import SearchPlan, plan_search
+from prh_eval.errors import PrhEvalError
+
+SIMILARITIES = ["cosine", "euclidean"]
+PRECISIONS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+def features(kind: str, n: int, dim: int, seed: int = 0) -> torch.Tensor:
+    """Float32 features that are hard in one way or another."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=g)
+    if kind == "cone":  # nearly collinear
+        x = x * 1e-3 + torch.randn(dim, generator=g)
+    elif kind == "clusters":
+        centres = torch.randn(max(2, n // 40), dim, generator=g)
+        x = centres[torch.randint(len(centres), (n,), generator=g)] + 0.01 * x
+    elif kind == "duplicates":
+        x[torch.randperm(n, generator=g)[: n // 2]] = x[torch.randint(n, (n // 2,), generator=g)]
+    elif kind == "hubs":  # a few items near the middle are everyone's neighbours
+        x[: max(1, n // 50)] *= 0.1
+        x += 0.5
+    elif kind == "outliers":
+        x[:2] *= 1e4
+        x[:, 0] += 100
+    elif kind == "coarse":  # similarities on a grid: ties everywhere
+        x = (2 * x).round()
+    elif kind == "constant":
+        x = x[:1].expand(n, dim).clone()
+    return x
+
+
+KINDS = [
+    "isotropic", "cone", "clusters", "duplicates", "hubs", "outliers", "coarse", "constant",
+]  # fmt: skip
+
+
+def plan(n: int, dim: int, k: int, **changes) -> SearchPlan:
+    sizes = {
+        "dtype": torch.bfloat16,
+        "keep": min(k + 22, n - 1),
+        "side": 64,
+        "block": 50,
+        "memory_bytes": 1 << 30,
+        "held": True,
+    }
+    return SearchPlan("cpu", n, dim, k, **{**sizes, **changes})
+
+
+def rows(x: torch.Tensor, similarity: str) -> Rows:
+    return Rows(x, unit=similarity == "cosine")
+
+
+def found(x: torch.Tensor, similarity: str, how: SearchPlan) -> NeighborGraph:
+    indices, tied = layer_neighbors(rows(x, similarity), similarity, how)
+    return NeighborGraph(indices[None], tied[None], how.k)
+
+
+def scale(x: torch.Tensor, similarity: str) -> float:
+    if similarity == "cosine":
+        return 1.0
+    x = x.double()
+    return float((x - x.mean(dim=0)).square().sum(dim=1).max())
+
+
+def brute(x: torch.Tensor, similarity: str, k: int) -> np.ndarray:
+    """Weights by ranking everything; of distances half their squares are compared."""
+    similarities = nearness(x.double().numpy(), similarity)
+    if similarity == "euclidean":
+        similarities = similarities / 2
+    return weights(similarities, k, 1e-12 * scale(x, similarity))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_every_precision_finds_what_brute_force_finds(kind, similarity, dtype):
+    x = features(kind, 300, 24)
+    got = found(x, similarity, plan(300, 24, 10, dtype=dtype))
+    for k in (1, 7, 10):
+        np.testing.assert_array_equal(dense(got, k)[0], brute(x, similarity, k))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_change_no_bit(kind, similarity):
+    x = features(kind, 257, 19, seed=1)
+    whole = found(x, similarity, plan(257, 19, 10, side=257, block=257))
+    for side, block, held in [(50, 1, False), (128, 300, True), (64, 7, False), (65, 64, True)]:
+        other = found(x, similarity, plan(257, 19, 10, side=side, block=block, held=held))
+        assert torch.equal(other.indices, whole.indices)
+        assert torch.equal(other.tied, whole.tied)
+
+
+def test_threads_change_no_bit():
+    x = features("clusters", 700, 33)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(neighbor_graph([rows(x, "cosine")], 10))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(other.indices, results[0].indices) for other in results)
+
+
+@st.composite
+def drawn(draw):
+    n = draw(st.integers(30, 120))
+    kind = draw(st.sampled_from(KINDS))
+    x = features(kind, n, draw(st.integers(1, 40)), draw(st.integers(0, 10**6)))
+    return x * 2.0 ** draw(st.integers(-60, 60))
+
+
+@settings(deadline=None, max_examples=60)
+@given(drawn(), st.data())
+def test_drawn_features_and_sizes(x, data):
+    n, dim = x.shape
+    similarity = data.draw(st.sampled_from(SIMILARITIES))
+    k = data.draw(st.integers(1, n - 1))
+    how = plan(
+        n,
+        dim,
+        k,
+        dtype=data.draw(st.sampled_from(PRECISIONS)),
+        keep=data.draw(st.integers(k, n - 1)),
+        side=data.draw(st.integers(n // 5, n)),
+        block=data.draw(st.integers(n // 9, n)),
+        held=data.draw(st.booleans()),
+    )
+    np.testing.assert_array_equal(dense(found(x, similarity, how), k)[0], brute(x, similarity, k))
+
+
+# ---------------------------------------------------------------- the proof
+
+
+def unproven(monkeypatch: pytest.MonkeyPatch, x: torch.Tensor, similarity: str, how) -> int:
+    """How many items had to be compared with all others."""
+    counts = []
+    ranked = neighbors._ranked
+
+    def counting(layer, plan, items):
+        counts.append(len(items))
+        return ranked(layer, plan, items)
+
+    monkeypatch.setattr(neighbors, "_ranked", counting)
+    found(x, similarity, how)
+    return sum(counts)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("dtype", PRECISIONS[:-1])
+@pytest.mark.parametrize("kind", ["isotropic", "cone", "hubs"])
+def test_most_items_are_proven(monkeypatch, kind, dtype, similarity):
+    x = features(kind, 600, 64)
+    assert unproven(monkeypatch, x, similarity, plan(600, 64, 10, dtype=dtype)) < 6
+
+
+def test_more_ties_than_candidates_are_searched_for_exactly(monkeypatch):
+    x = features("isotropic", 300, 16)
+    x[100:150] = x[0]
+    how = plan(300, 16, 10)
+    # The copies, and whoever has them among its nearest.
+    assert 51 <= unproven(monkeypatch, x, "cosine", how) < 300
+    np.testing.assert_array_equal(dense(found(x, "cosine", how), 10)[0], brute(x, "cosine", 10))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS[:-1])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "constant"])
+def test_products_are_within_their_bounds(kind, similarity, dtype):
+    """The bound itself, entry by entry, against products in float64."""
+    n, dim = 150, 40
+    x = features(kind, n, dim, seed=3)
+    layer = filters.frame(rows(x, similarity).held(n), similarity, 37, ALONE)
+    matrix, stats = filters.copied(layer, slice(0, n), dtype)
+    product = filters.turn(matrix, dim) @ matrix.T
+    error = filters.bounds(stats, stats.amax(dim=1), matrix.shape[1])
+    d, b = layer.centred(slice(0, n))
+    exact = (d @ d.T + b[:, None] + b) * layer.factor**2
+    off = (product.double() - exact).abs() - filters.output_error(product.double(), dtype)
+    assert (off <= error[:, None]).all()
+    # A bound that is far from what happens would leave nothing to gain.
+    norms = stats[1].max() ** 2 + stats[3].max()
+    assert error.max() < {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 4e-3}[
+        dtype
+    ] * float(norms)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS[:-1])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-7])
+def test_near_ties_below_the_precision(monkeypatch, dtype, similarity, spread):
+    """A ring of items whose distances to the middle differ by less than the products can tell."""
+    g = torch.Generator().manual_seed(0)
+    n, dim, k = 400, 16, 10
+    x = torch.randn(n, dim, generator=g, dtype=torch.float64)
+    x /= x.norm(dim=1, keepdim=True)
+    middle = x[0].clone()
+    around = torch.randn(120, dim, generator=g, dtype=torch.float64)
+    around -= (around @ middle)[:, None] * middle
+    around /= around.norm(dim=1, keepdim=True)
+    # In an order that has nothing to do with their distance.
+    lengths = 0.3 * (1 + spread * torch.randperm(120, generator=g).double() / 120)
+    x[1:121] = middle * (1 - lengths[:, None] ** 2).sqrt() + around * lengths[:, None]
+    how = plan(n, dim, k, dtype=dtype)
+    got = found(x, similarity, how)
+    np.testing.assert_array_equal(dense(got, k)[0], brute(x, similarity, k))
+    nearest = set((lengths.argsort()[:k] + 1).tolist())
+    assert set(got.indices[0, 0, :k].tolist()) == nearest
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=50)
+def test_candidates_hold_all_that_is_wanted(data):
+    """Against the definition, for values with any error that the bound allows."""
+    n, k = data.draw(st.integers(2, 200)), data.draw(st.integers(1, 12))
+    k = min(k, n)
+    keep = data.draw(st.integers(k, n))
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    count = data.draw(st.integers(1, 9))
+    true = torch.randn(count, n, generator=g, dtype=torch.float64)
+    if data.draw(st.booleans()):
+        true = (4 * true).round() / 4
+    error = torch.rand(count, generator=g, dtype=torch.float64) * data.draw(
+        st.sampled_from([0.0, 1e-6, 0.1])
+    )
+    dtype = data.draw(st.sampled_from(PRECISIONS[:-1]))
+    wrong = true + (2 * torch.rand(count, n, generator=g) - 1) * error[:, None]
+    seen = wrong.float().to(dtype)
+    allowed = error + 1e-6  # of rounding to float32
+    candidates = Candidates(k, keep, allowed, 1e-9, dtype)
+    start = 0
+    while start < n:
+        stop = min(n, start + data.draw(st.integers(1, n)))
+        if data.draw(st.booleans()):
+            candidates.add(seen[:, start:stop], start)
+        else:
+            candidates.add(seen[:, start:stop].T.contiguous(), start, items_first=False)
+        start = stop
+    indices, wanted, bound = candidates.result()
+    for i in range(count):
+        kept = indices[i][wanted[i]].tolist()
+        assert len(set(kept)) == len(kept) >= k
+        others = [j for j in range(n) if j not in kept]
+        assert all(true[i, j] <= bound[i] for j in others)
+        if keep == n:
+            best = true[i].sort(descending=True).values[k - 1]
+            assert all(j in kept for j in range(n) if true[i, j] >= best)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on(monkeypatch, caplog):
+    x = features("isotropic", 300, 24)
+    product = search._product
+
+    def small(left, right):
+        if len(left) > 20:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return product(left, right)
+
+    monkeypatch.setattr(search, "_product", small)
+    got = found(x, "cosine", plan(300, 24, 10))
+    np.testing.assert_array_equal(dense(got, 10)[0], brute(x, "cosine", 10))
+    assert [record.message for record in caplog.records] == [
+        "out of memory: tiles of 32 items now",
+        "out of memory: tiles of 16 items now",
+    ]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(left, right):
+        if len(left):
+            raise RuntimeError("a bug")
+        return left @ right.T
+
+    monkeypatch.setattr(search, "_product", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        found(features("isotropic", 300, 24), "cosine", plan(300, 24, 10))
+
+
+def test_too_little_memory_says_how_much_is_needed():
+    with pytest.raises(
+        PrhEvalError, match=r"5000 items in 64 dimensions take at least (\S+) MB"
+    ) as e:
+        neighbor_graph([torch.randn(5000, 64)], 10, similarity="euclidean", memory_bytes=1 << 20)
+    needed = int(str(e.value).split("at least ")[1].split(" MB")[0].replace(",", ""))
+    assert plan_search(5000, 64, 10, memory_bytes=needed * 10**6).peak_bytes <= needed * 10**6
+
+
+@pytest.mark.parametrize("memory", [30, 60, 100, 1000, 10000])
+@pytest.mark.parametrize("n", [1024, 5000, 60_000])
+def test_plans_stay_within_memory(memory, n):
+    try:
+        how = plan_search(n, 100, 10, memory_bytes=memory * 10**6)
+    except PrhEvalError:
+        assert memory < 200
+    else:
+        assert how.peak_bytes <= memory * 10**6
+
+
+def test_ties_that_would_fill_memory_are_one_sentence():
+    x = torch.zeros(1000, 4)
+    how = plan(1000, 4, 10, memory_bytes=4 << 20)
+    with pytest.raises(PrhEvalError, match=r"item 0 has 999 neighbours that tie for its 10"):
+        found(x, "euclidean", how)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("memory", [40, 100, 400])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_the_memory_of_a_search_is_what_the_plan_says(similarity, memory):
+    """The peak as the system measures it, in a process of its own."""
+    program = f"""
+import torch
+from prh_eval.alignment.neighbors import neighbor_graph
+from prh_eval.alignment.rows import Rows
+from prh_eval.alignment.tiles import plan_search
+
+def resident(name):
+    status = open("/proc/self/status").read()
+    return int(status.split(name + ":")[1].split()[0]) * 1024
+
+def search(n):
+    neighbor_graph([Rows(x[:n], unit=True)], 10, similarity="{similarity}", memory_bytes=memory)
+
+torch.set_num_threads(1)
+n, dim, memory = 12_000, 64, {memory} * 10**6
+x = torch.randn(n, dim)
+search(1000)  # loads libraries
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+search(n)
+print(resident("VmHWM") - before, plan_search(n, dim, 10, memory_bytes=memory).peak_bytes)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    used, planned = map(int, run.stdout.split())
+    assert used <= planned <= memory * 10**6
