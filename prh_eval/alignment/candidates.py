@@ -13,6 +13,8 @@ _GROUP_SIZE = 32
 # Found values a row, on average, that wait before they are sorted in, and in how many parts.
 _WAITING = 8
 _PARTS = 16
+# Found values of a row, in those that are kept, beyond which they are sorted before.
+_LONG = 4
 
 
 class Candidates:
@@ -38,7 +40,7 @@ class Candidates:
         self._dtype = dtype
         self._values = error.new_full((len(error), keep), -torch.inf, dtype=torch.float32)
         self._indices = error.new_full((len(error), keep), -1, dtype=torch.int32)
-        self._started = False
+        self._started = self._settled = False
         self._wanted = error.new_full((len(error),), -torch.inf)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
@@ -70,17 +72,18 @@ class Candidates:
         if not self._started:
             self._start(largest)
         floor = self._floor()
-        item, group = (largest >= floor[:, None]).nonzero(as_tuple=True)
-        near = grouped[item, :, group] if items_first else grouped[:, group, item].T
-        hit, member = (near >= floor[item, None]).nonzero(as_tuple=True)
-        found = near[hit, member].float()
-        index = (member * stride + group[hit] + offset).to(torch.int32)
-        self._waiting.append((item[hit], index, found))
-        self._count += len(found)
-        if len(self._waiting) == _PARTS:
-            self._waiting = [self._together()]
-        if self._count > _WAITING * len(self._values):
-            self._settle()
+        reached = (largest >= floor[:, None]).nonzero()
+        # Where everything ties all groups do, which is more than memory was planned for.
+        for some in torch.split(reached, max(1, values.numel() // (2 * size))):
+            item, group = some.T
+            near = grouped[item, :, group] if items_first else grouped[:, group, item].T
+            hit, member = (near >= floor[item, None]).nonzero(as_tuple=True)
+            found = near[hit, member].float()
+            index = (member * stride + group[hit] + offset).to(torch.int32)
+            self._waiting.append((item[hit], index, found))
+            self._count += len(found)
+            if len(self._waiting) == _PARTS or self._count > _WAITING * len(self._values):
+                self._settle()
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """What was gathered.
@@ -116,33 +119,33 @@ class Candidates:
         # An item itself is at -inf, and never wanted.
         return floor.clamp(min=torch.finfo(self._dtype).min)
 
-    def _together(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What waits, as one part: every tensor takes room of its own."""
-        item, index, value = (torch.cat(part) for part in zip(*self._waiting, strict=True))
-        return item, index, value
-
     def _settle(self) -> None:
         """Sort in what waits."""
-        if not self._count:
+        if not self._waiting:
             return
-        item, index, value = self._together()
+        # One part is in the order of the items.
+        ordered = len(self._waiting) == 1
+        item, index, value = (torch.cat(part) for part in zip(*self._waiting, strict=True))
         self._waiting, self._count = [], 0
-        # By item, then by falling value: as integers, floats sort as they do, but negative ones.
-        bits = value.view(torch.int32).long()
-        rank = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-        order = ((item << 32) - rank).argsort()
-        item, index, value = item[order], index[order], value[order]
-        count = torch.bincount(item, minlength=len(self._values))
-        place = torch.arange(len(item), device=item.device) - (count.cumsum(0) - count)[item]
         keep = self._values.shape[1]
-        kept = place < keep
-        item, place = item[kept], place[kept]
-        width = min(int(count.max()), keep)
+        count = torch.bincount(item, minlength=len(self._values))
+        longest = int(count.max())
+        if not ordered or longest > _LONG * keep:
+            order = value.argsort(descending=True)
+            order = order[item[order].argsort(stable=True)]
+            item, index, value = item[order], index[order], value[order]
+        place = torch.arange(len(item), device=item.device) - (count.cumsum(0) - count)[item]
+        if longest > _LONG * keep:
+            kept = place < keep
+            item, index, value, place = item[kept], index[kept], value[kept], place[kept]
+            longest = keep
+        held = keep if self._settled else 0
+        width = held + max(longest, keep - held)
         values = self._values.new_full((len(count), width), -torch.inf)
         indices = self._indices.new_full((len(count), width), -1)
-        values[item, place], indices[item, place] = value[kept], index[kept]
-        values = torch.cat([self._values, values], dim=1)
-        indices = torch.cat([self._indices, indices], dim=1)
+        values[:, :held], indices[:, :held] = self._values[:, :held], self._indices[:, :held]
+        values[item, held + place], indices[item, held + place] = value, index
         self._values, chosen = values.topk(keep, dim=1)
         self._indices = indices.gather(1, chosen)
+        self._settled = True
         self._raise(self._values[:, self._k - 1])

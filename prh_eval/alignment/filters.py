@@ -24,7 +24,7 @@ _LARGEST = 2.0**13
 # Matrix units like multiples of it.
 _MULTIPLE = 32
 # Error of rounding to nearest, relative; float16's below its normal range is absolute.
-_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
+_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 1.01 * 2.0**-8, torch.float16: 1.01 * 2.0**-11}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Frame:
         d = self.rows[index] - self.mean
         if self.similarity == "cosine":
             return d, d @ self.mean
-        return d, d.square().sum(dim=1) / -2
+        return d, torch.linalg.vecdot(d, d) / -2
 
 
 def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> Frame:
@@ -84,9 +84,9 @@ def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> F
     unit = True
     for part in parts:
         x = rows[part]
-        total += x.sum(dim=0)
+        total += x.new_ones(len(x)) @ x
         if similarity == "cosine" and not rows.unit:
-            squares = x.square().sum(dim=1)
+            squares = torch.linalg.vecdot(x, x)
             unit = unit and bool(((squares == 0) | ((squares - 1).abs() < 2e-5)).all())
     mean = sharing.all_gather(total[None]).sum(dim=0) / len(rows)
     if not torch.isfinite(mean).all():
@@ -104,8 +104,8 @@ def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> F
     return Frame(rows, similarity, mean, scale)
 
 
-def copied(frame: Frame, index: slice | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Some rows in low precision: d rounded, then b in pieces, ones, and zeros.
+def copied(frame: Frame, index: slice | Tensor, matrix: Tensor) -> Tensor:
+    """Write some rows in low precision: d rounded, then b in pieces, ones, and zeros.
 
     All of it is times the frame's factor, so that products are times its square. The product of
     the rows of items i, turned, and those of items j is f_ij rounded: see :func:`bounds`.
@@ -113,27 +113,28 @@ def copied(frame: Frame, index: slice | Tensor, dtype: torch.dtype) -> tuple[Ten
     Args:
         frame: The layer.
         index: Which rows.
-        dtype: float32, bfloat16 or float16.
+        matrix: Where to; shape (rows, P) of float32, bfloat16 or float16.
 
     Returns:
-        The matrix, shape (rows, P); and statistics, float64, shape (4, rows): e = |d - d rounded|,
-        a = |d rounded|, what the pieces leave of b, and |b|.
+        Statistics, float64, shape (4, rows): e = |d - d rounded|, a = |d rounded|, what the pieces
+        leave of b, and |b|.
     """
     d, b = frame.centred(index)
-    dim, pieces = frame.rows.dim, _pieces(dtype)
-    matrix = torch.zeros(len(d), columns(dim, dtype), dtype=dtype, device=d.device)
-    single = (d * frame.factor).float()
-    low = single.to(dtype)
-    matrix[:, :dim] = low
+    dim, pieces = frame.rows.dim, _pieces(matrix.dtype)
+    single = d.float().mul_(frame.factor)
+    matrix[:, :dim] = single
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
+    matrix[:, dim + 2 * pieces :] = 0
     b = rest = b * frame.factor * frame.factor
     for piece in range(pieces):
-        matrix[:, dim + piece] = rest.to(dtype)
+        matrix[:, dim + piece] = rest
         rest = rest - matrix[:, dim + piece].double()
-    low = low.float()
+    low = matrix[:, :dim].float()
     length = torch.linalg.vector_norm(low, dim=1).double()
-    lost = torch.linalg.vector_norm(single.sub_(low), dim=1).double() + 2.0**-23 * length
-    return matrix, torch.stack([lost, length, rest.abs(), b.abs()]) * _INFLATED
+    lost = 2.0**-23 * length
+    if matrix.dtype != torch.float32:
+        lost = lost + torch.linalg.vector_norm(single.sub_(low), dim=1).double()
+    return torch.stack([lost, length, rest.abs(), b.abs()]) * _INFLATED
 
 
 def turn(matrix: Tensor, dim: int) -> Tensor:

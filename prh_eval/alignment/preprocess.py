@@ -15,7 +15,7 @@ from prh_eval.alignment.selection import select_magnitude
 from prh_eval.errors import PrhEvalError, suggestion
 
 _QUANTILE = 0.95
-# Values of a block of samples that are sorted together.
+# Values of a block of items that are looked at together.
 _CHUNK = 1 << 22
 
 
@@ -141,15 +141,22 @@ def validate_features(
             f"{name} have {n} items, where k = {k} nearest neighbours need at least {k + 2}"
         )
     for layer, x in enumerate(features):
-        # Squares of finite float32 values are safe in float64; those of larger ones are not.
-        bad = ~torch.isfinite(x.float()).all(dim=1)
-        if bad.any():
+        bad, first, varies = 0, -1, False
+        rows = max(1, _CHUNK // x.shape[1])
+        for start in range(0, n, rows):
+            block = x[start : start + rows]
+            # Squares of finite float32 values are safe in float64; those of larger ones are not.
+            wrong = ~torch.isfinite(block.float()).all(dim=1)
+            if bool(wrong.any()):
+                first = start + int(wrong.nonzero()[0]) if first < 0 else first
+                bad += int(wrong.sum())
+            varies = varies or bool((block != x[0]).any())
+        if bad:
             raise PrhEvalError(
-                f"layer {layer} of {name} is NaN, infinite or beyond float32 at item "
-                f"{int(bad.nonzero()[0])}, the first of {int(bad.sum())} such items; all values "
-                "must be finite"
+                f"layer {layer} of {name} is NaN, infinite or beyond float32 at item {first}, the "
+                f"first of {bad} such items; all values must be finite"
             )
-        if constant == "raise" and bool((x == x[0]).all()):
+        if constant == "raise" and not varies:
             raise PrhEvalError(
                 f"layer {layer} of {name} is the same for all {n} items, so that it has no nearest "
                 "neighbours; the items must differ"

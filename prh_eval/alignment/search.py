@@ -108,7 +108,7 @@ def _copy(layer: Frame, plan: SearchPlan, items: slice) -> tuple[Tensor, Tensor]
     stats = torch.empty(4, count, dtype=torch.float64, device=device)
     for part in layer.rows.blocks(plan.block, items.start, items.stop):
         place = slice(part.start - items.start, part.stop - items.start)
-        matrix[place], stats[:, place] = copied(layer, part, plan.dtype)
+        stats[:, place] = copied(layer, part, matrix[place])
     return matrix, stats
 
 

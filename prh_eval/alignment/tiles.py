@@ -25,7 +25,7 @@ _EXACT_ITEMS = {"cpu": 256, "cuda": 4096}
 # Nor where so large a share of the items are candidates.
 _EXACT_SHARE = 8
 # Values that are made float64 at a time: on the CPU what stays in a core's cache.
-_BLOCK_VALUES = {"cpu": 1 << 16, "cuda": 1 << 24}
+_BLOCK_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
 # Values of either side whose exact similarities are computed at a time, where rows have to be made
 # for them.
 _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}

@@ -193,7 +193,8 @@ def test_products_are_within_their_bounds(kind, similarity, dtype):
     n, dim = 150, 40
     x = features(kind, n, dim, seed=3)
     layer = filters.frame(rows(x, similarity).held(n), similarity, 37, ALONE)
-    matrix, stats = filters.copied(layer, slice(0, n), dtype)
+    matrix = torch.empty(n, filters.columns(dim, dtype), dtype=dtype)
+    stats = filters.copied(layer, slice(0, n), matrix)
     product = filters.turn(matrix, dim) @ matrix.T
     error = filters.bounds(stats, stats.amax(dim=1), matrix.shape[1])
     d, b = layer.centred(slice(0, n))

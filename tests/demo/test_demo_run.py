@@ -43,6 +43,8 @@ def command(folder: Path, *arguments: str, first: Path | None = None) -> subproc
         stderr=subprocess.PIPE,
         encoding="utf-8",
         start_new_session=True,  # a signal to the demo alone reaches it alone
+        # Tests that a shell runs in the background have inherited that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
