@@ -23,6 +23,8 @@ _INFLATED = 1.001
 _LARGEST = 2.0**13
 # Matrix units like multiples of it.
 _MULTIPLE = 32
+# Whether a product of float16 can be had in float32 (torch 2.8, on CUDA).
+HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
 # Error of rounding to nearest, relative; float16's below its normal range is absolute.
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 1.01 * 2.0**-8, torch.float16: 1.01 * 2.0**-11}
 
@@ -43,12 +45,14 @@ class Frame:
         mean: m, float64, shape (dim,).
         scale: What ties are relative to: 1 for cosine, the largest squared distance from the mean
             for Euclidean.
+        offsets: b of all items, float64, shape (n,), where ``rows`` are d already; else None.
     """
 
     rows: Rows
     similarity: Similarity
     mean: Tensor
     scale: float
+    offsets: Tensor | None = None
 
     @property
     def factor(self) -> float:
@@ -59,6 +63,8 @@ class Frame:
 
     def centred(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
         """D and b of some rows: float64, shapes (rows, dim) and (rows,)."""
+        if self.offsets is not None:
+            return self.rows[index], self.offsets[index]
         d = self.rows[index] - self.mean
         if self.similarity == "cosine":
             return d, d @ self.mean
@@ -69,7 +75,7 @@ def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> F
     """Measure a layer: its mean and its scale.
 
     Args:
-        rows: n items.
+        rows: n items; where they are held for Euclidean similarity, the mean is taken off them.
         similarity: Which nearness; for cosine the rows must have length 1 or 0.
         block: Rows that are held in float64 at a time.
         sharing: The processes that share the items.
@@ -101,7 +107,12 @@ def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> F
     scale = float(sharing.all_gather(largest[None]).max())
     if not math.isfinite(scale):
         raise ValueError("neighbours need features whose squared distances are finite")
-    return Frame(rows, similarity, mean, scale)
+    if not rows.made:
+        return Frame(rows, similarity, mean, scale)
+    # Distances are of d alone, so that it takes the place of what is held.
+    rows.stored.sub_(mean)
+    offsets = torch.cat([torch.linalg.vecdot(d, d) for d in torch.split(rows.stored, block)]) / -2
+    return Frame(rows, similarity, mean, scale, offsets)
 
 
 def copied(frame: Frame, index: slice | Tensor, matrix: Tensor) -> Tensor:
@@ -186,11 +197,21 @@ def columns(dim: int, dtype: torch.dtype) -> int:
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """The type in which a device multiplies matrices fastest, of those that a filter can use."""
-    if device.type == "cuda":
+    # Without float32 for the result, sums may be rounded on the way.
+    if device.type == "cuda" and HAS_OUT_DTYPE:
         return torch.float16
     if device.type == "cpu" and _cpu_has_bfloat16():
         return torch.bfloat16
-    return torch.float32
+    return single_dtype()
+
+
+def single_dtype() -> torch.dtype:
+    """float32, or float64 where torch is set to multiply float32 with less than its precision."""
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set in two of torch's ways
+        exact = False
+    return torch.float32 if exact else torch.float64
 
 
 def _cpu_has_bfloat16() -> bool:

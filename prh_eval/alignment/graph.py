@@ -91,20 +91,31 @@ class NeighborGraph:
             ValueError: If k is outside 1..``self.k``.
         """
         self._check(k)
-        position = torch.arange(self.width, device=self.indices.device)
-        present = self.indices >= 0
-        starts = present & ~self.tied
-        first = torch.where(starts, position, 0).cummax(dim=-1).values
-        # One past the last member of each tie group: the nearest start to the right.
-        later = torch.where(starts, position, self.width)
-        after = torch.full_like(later[..., :1], self.width)
-        beyond = torch.cat([later[..., 1:], after], dim=-1)
-        following = beyond.flip(-1).cummin(dim=-1).values.flip(-1)
-        end = torch.minimum(following, present.sum(dim=-1, keepdim=True))
-        places = (torch.clamp(end, max=k) - first).clamp(min=0).to(torch.float64)
-        size = (end - first).clamp(min=1)
-        return torch.where(present, places / size, 0.0)
+        nearest = torch.arange(self.width, device=self.indices.device) < k
+        weights = nearest.to(torch.float64).repeat(self.layers, self.n, 1)
+        # Only where the next neighbour ties with the k-th is a weight neither 0 nor 1.
+        shared = self.tied[..., k : k + 1].any(dim=-1)
+        if shared.any():
+            weights[shared] = _tied_weights(self.indices[shared], self.tied[shared], k)
+        return weights
 
     def _check(self, k: int) -> None:
         if not 1 <= k <= self.k:
             raise ValueError(f"k = {k} is outside 1..{self.k}, the sizes this graph answers for")
+
+
+def _tied_weights(indices: Tensor, tied: Tensor, k: int) -> Tensor:
+    """The weights of rows (rows, width) whose ties may go beyond the k-th place."""
+    width = indices.shape[1]
+    position = torch.arange(width, device=indices.device)
+    present = indices >= 0
+    starts = present & ~tied
+    first = torch.where(starts, position, 0).cummax(dim=1).values
+    # One past the last member of each tie group: the nearest start to the right.
+    later = torch.where(starts, position, width)
+    beyond = torch.cat([later[:, 1:], torch.full_like(later[:, :1], width)], dim=1)
+    following = beyond.flip(1).cummin(dim=1).values.flip(1)
+    end = torch.minimum(following, present.sum(dim=1, keepdim=True))
+    places = (end.clamp(max=k) - first).clamp(min=0).to(torch.float64)
+    size = (end - first).clamp(min=1)
+    return torch.where(present, places / size, 0.0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.overlaps import shared_counts, shared_counts_bytes
 from prh_eval.errors import PrhEvalError, suggestion
 
 
@@ -30,7 +31,9 @@ class Metric:
     source: str
 
 
-def overlap(x: NeighborGraph, y: NeighborGraph, k: int, *, memory_bytes: int = 1 << 24) -> Tensor:
+def overlap(
+    x: NeighborGraph, y: NeighborGraph, k: int, *, memory_bytes: int | None = None
+) -> Tensor:
     """Mutual k-nearest-neighbour alignment of every layer pair.
 
     The mean over items of the share of an item's k nearest neighbours that two layers have in
@@ -38,15 +41,16 @@ def overlap(x: NeighborGraph, y: NeighborGraph, k: int, *, memory_bytes: int = 1
     and b_ij of :meth:`NeighborGraph.weights`, which are 0 or 1 but for ties at the k-th place, it
     is sum_ij a_ij b_ij / (n k).
 
-    Each item's neighbours in any layer of x are numbered, and the weights of both sides put into
-    a table with a column for each; the product of the two tables counts what is shared.
+    Neighbours are counted (:func:`prh_eval.alignment.overlaps.shared_counts`) and fractions added
+    up in fixed point, so that the result is the same to the last bit on every device, for every
+    memory and in every order of the items.
 
     Args:
         x: Graph of one model, n items.
         y: Graph of the other, the same n items in the same order; moved to the device of x.
         k: Neighbourhood size that both graphs answer for.
         memory_bytes: About how much the tables of a chunk of items may take; those of one item
-            are always held.
+            are always held. By default 16 MiB, which caches hold, or 1 GiB on a GPU.
 
     Returns:
         float64, shape (layers_x, layers_y), on the device of x, each in [0, 1].
@@ -55,19 +59,16 @@ def overlap(x: NeighborGraph, y: NeighborGraph, k: int, *, memory_bytes: int = 1
         PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
     """
     check_pair(x, y, k)
-    columns = min(x.layers * x.width, x.n)
-    cells = x.layers * (columns + x.width) + y.layers * (columns + y.width)
-    items = max(1, memory_bytes // (8 * cells))
-    total = torch.zeros(x.layers, y.layers, dtype=torch.float64, device=x.indices.device)
-    for start in range(0, x.n, items):
-        rows = slice(start, start + items)
-        chunk_x, weights_x = _within(x, rows, k, total.device)
-        chunk_y, weights_y = _within(y, rows, k, total.device)
-        slots_x, slots_y, width = _slots(chunk_x, chunk_y, x.n)
-        table_x = _table(slots_x, weights_x, width)
-        table_y = _table(slots_y, weights_y, width)
-        total += table_x.flatten(1) @ table_y.flatten(1).T
-    return total / (x.n * k)
+    device = x.indices.device
+    if memory_bytes is None:
+        memory_bytes = 1 << 24 if device.type == "cpu" else 1 << 30
+    grid = torch.zeros(x.layers, y.layers, dtype=torch.float64, device=device)
+    groups_y = _of_similar_width(y, k)
+    for layers_x in _of_similar_width(x, k):
+        for layers_y in groups_y:
+            total = _total(_pick(x, layers_x), _pick(y, layers_y), k, memory_bytes)
+            grid[torch.tensor(layers_x)[:, None], torch.tensor(layers_y)] = total
+    return grid / (x.n * k)
 
 
 def item_overlap(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
@@ -87,6 +88,29 @@ def item_overlap(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
         ValueError: If a graph has several layers.
     """
     return shared_weights(x, y, k).sum(dim=1) / k
+
+
+def item_overlaps(
+    x: NeighborGraph, y: NeighborGraph, k: int, pairs: Iterable[tuple[int, int]]
+) -> Tensor:
+    """Mutual k-nearest-neighbour alignment of each item, for chosen layer pairs.
+
+    Args:
+        x: Graph of one model, n items.
+        y: Graph of the other, the same n items in the same order; moved to the device of x.
+        k: Neighbourhood size that both graphs answer for.
+        pairs: At least one pair of a layer of x and a layer of y, negative ones from the end.
+
+    Returns:
+        float64, shape (pairs, n), on the device of x, each in [0, 1]; the mean of a row is that
+        pair's score in :func:`overlap`.
+
+    Raises:
+        PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
+    """
+    check_pair(x, y, k)
+    x, y = x.trimmed(k), y.trimmed(k)
+    return torch.stack([item_overlap(x.layer(a), y.layer(b), k) for a, b in pairs])
 
 
 def shared_weights(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
@@ -158,50 +182,97 @@ def check_pair(x: NeighborGraph, y: NeighborGraph, k: int) -> None:
         )
 
 
-def _within(
-    graph: NeighborGraph, rows: slice, k: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Some items' neighbours and weights (layers, items, width), but for columns of weight 0."""
-    indices, tied = graph.indices[:, rows].to(device), graph.tied[:, rows].to(device)
-    weights = NeighborGraph(indices, tied, graph.k).weights(k)
-    width = int((weights > 0).sum(dim=-1).max())
-    return indices[..., :width].long(), weights[..., :width]
+def _of_similar_width(graph: NeighborGraph, k: int) -> list[list[int]]:
+    """Group the layers, so that the longest rows of a layer with many ties are not all layers'."""
+    if not graph.tied[..., k : k + 1].any():
+        return [list(range(graph.layers))]
+    groups: dict[int, list[int]] = {}
+    for layer in range(graph.layers):
+        width = graph.layer(layer).trimmed(k).width
+        groups.setdefault((width // k).bit_length() // 2, []).append(layer)
+    return list(groups.values())
 
 
-def _slots(x: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor, int]:
-    """Number the neighbours that each item has in any layer of x.
+def _pick(graph: NeighborGraph, layers: list[int]) -> NeighborGraph:
+    """A graph of some layers only."""
+    if len(layers) == graph.layers:
+        return graph
+    return NeighborGraph(graph.indices[layers], graph.tied[layers], graph.k)
 
-    Returns the numbers of x's and y's neighbours (layers, items, width), and how many numbers
-    there are. The last is for neighbours that no layer of x has; padding, whose weight is 0, may
-    share any number but a neighbour's.
+
+def _total(x: NeighborGraph, y: NeighborGraph, k: int, memory_bytes: int) -> Tensor:
+    """The sum of products of weights, float64 (layers_x, layers_y), on the device of x."""
+    device = x.indices.device
+    # Where neighbours tie for the last of the k places in some layer, weights are fractions.
+    tied = torch.zeros(x.n, dtype=torch.bool, device=device)
+    for graph in (x, y):
+        tied |= graph.tied[..., k : k + 1].any(dim=2).any(dim=0).to(device)
+    counts = torch.zeros(x.layers, y.layers, dtype=torch.int64, device=device)
+    whole = (~tied).nonzero().squeeze(1)
+    size = shared_counts_bytes(x.layers * k, y.layers * k, x.n)
+    for items in _chunks(whole, memory_bytes // size):
+        counts += shared_counts(_nearest(x, k, items), _nearest(y, k, items), x.n)
+    total = counts.double()
+    if len(whole) < x.n:
+        total += _tied_total(x, y, k, tied.nonzero().squeeze(1), memory_bytes)
+    return total
+
+
+def _chunks(items: Tensor, size: int) -> Iterator[Tensor]:
+    """So many items at a time, one at least."""
+    size = max(1, size)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _nearest(graph: NeighborGraph, k: int, items: Tensor) -> Tensor:
+    """The first k neighbours of some items (items, layers, k), on the device of ``items``."""
+    rows = items.to(graph.indices.device)
+    return graph.indices[..., :k].transpose(0, 1)[rows].to(items.device)
+
+
+def _tied_total(
+    x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor, memory_bytes: int
+) -> Tensor:
+    """The sum of products of weights over some items' neighbours, (layers_x, layers_y).
+
+    In a row all fractional weights are the same. So an item's sum is four counts, of neighbours
+    of weight 1 and of less in each side, times these fractions.
     """
-    layers, items, width = x.shape
-    if layers * width >= n:
-        # Nothing to gain over the items' own numbers.
-        return torch.where(x < 0, n, x), torch.where(y < 0, n, y), n + 1
-    ranked, order = _by_item(x).sort(dim=1)
-    new = torch.ones_like(ranked)
-    new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
-    number = new.cumsum(dim=1) - 1
-    rest = int(number.max()) + 1
-    slots_x = torch.empty_like(number).scatter_(1, order, number)
-    wanted = _by_item(y)
-    place = torch.searchsorted(ranked, wanted).clamp(max=ranked.shape[1] - 1)
-    slots_y = torch.where(ranked.gather(1, place) == wanted, number.gather(1, place), rest)
-    return (
-        slots_x.view(items, layers, width).permute(1, 0, 2),
-        slots_y.view(items, *y.shape[::2]).permute(1, 0, 2),
-        rest + 1,
-    )
+    x, y = x.trimmed(k), y.trimmed(k)
+    shape = (x.layers, y.layers)
+    whole = torch.zeros(shape, dtype=torch.int64, device=items.device)
+    # Units of 2^-30 and 2^-60: whole numbers have the same sum in any order.
+    coarse, fine = torch.zeros_like(whole), torch.zeros_like(whole)
+    size = shared_counts_bytes(2 * x.layers * x.width, 2 * y.layers * y.width, x.n)
+    size += 8 * (128 * 2 * max(shape) + 8 * x.layers * y.layers)
+    for chunk in _chunks(items, memory_bytes // size):
+        sets_x, shares_x = _weighted(x, chunk)
+        sets_y, shares_y = _weighted(y, chunk)
+        counts = shared_counts(sets_x, sets_y, x.n, each_item=True)
+        counts = counts.reshape(-1, 2, x.layers, 2, y.layers)
+        whole += counts[:, 0, :, 0].sum(dim=0)
+        shares_x, shares_y = shares_x[:, :, None], shares_y[:, None, :]
+        rest = shares_x * counts[:, 1, :, 0] + shares_y * counts[:, 0, :, 1]
+        rest = (rest + shares_x * shares_y * counts[:, 1, :, 1]) * 2.0**30
+        coarse += rest.floor().long().sum(dim=0)
+        fine += ((rest - rest.floor()) * 2.0**30).long().sum(dim=0)
+    return whole.double() + (coarse.double() + fine.double() * 2.0**-30) * 2.0**-30
 
 
-def _by_item(x: Tensor) -> Tensor:
-    """(layers, items, width) as (items, layers * width)."""
-    return x.permute(1, 0, 2).flatten(1).contiguous()
+def _weighted(graph: NeighborGraph, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Some items' neighbours of weight 1, then those of less, and what these weigh.
 
-
-def _table(slots: Tensor, weights: Tensor, width: int) -> Tensor:
-    """Weights (layers, items, neighbours) laid out by slot: (layers, items, width - 1)."""
-    layers, items, _ = slots.shape
-    table = torch.zeros(layers, items, width, dtype=torch.float64, device=slots.device)
-    return table.scatter_(2, slots, weights)[..., :-1]
+    Returns neighbours (items, 2 * layers, width), padded with -1, and the fractions
+    (items, layers), on the device of ``items``; 0 where there are none.
+    """
+    rows = items.to(graph.indices.device)
+    part = NeighborGraph(graph.indices[:, rows], graph.tied[:, rows], graph.k).trimmed(graph.k)
+    weights = part.weights(part.k)
+    neighbors = part.indices.to(weights.device)
+    parts = [
+        torch.where(chosen, neighbors, -1)
+        for chosen in (weights == 1, (weights > 0) & (weights < 1))
+    ]
+    shares = torch.where(weights < 1, weights, 0.0).amax(dim=2)
+    return torch.cat(parts).transpose(0, 1).to(items.device), shares.T.to(items.device)

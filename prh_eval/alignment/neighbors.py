@@ -100,6 +100,7 @@ def neighbor_graph(
     return NeighborGraph(torch.stack(indices), torch.stack(tied), k)
 
 
+@torch.no_grad()
 def layer_neighbors(
     rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Sharing = ALONE
 ) -> Found:
@@ -122,6 +123,18 @@ def layer_neighbors(
         ValueError: If a value is not finite, or rows are not of unit length where similarity is
             cosine.
     """
+    # What a product is rounded to is ours to say.
+    with torch.autocast(rows.place.type, enabled=False):
+        found = _shared(rows, similarity, plan, sharing)
+    if sharing.world_size == 1:
+        return found
+    widest = sharing.all_gather(torch.tensor([found[0].shape[1]], device=rows.place)).max()
+    indices, tied = widened(found, int(widest))
+    return gathered_rows(sharing, indices, plan.n), gathered_rows(sharing, tied, plan.n)
+
+
+def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Sharing) -> Found:
+    """The neighbours of this process's items."""
     if plan.held and not rows.made:
         rows = rows.held(plan.block)
     elif plan.loaded:
@@ -130,20 +143,15 @@ def layer_neighbors(
     items = slice(share.start, share.stop)
     layer = frame(rows, similarity, plan.block, sharing)
     if plan.dtype == torch.float64:
-        found = _ranked(layer, plan, torch.arange(items.start, items.stop, device=rows.place))
-    else:
-        found, unproven = searched(layer, plan, items, sharing)
-        if len(unproven):
-            rest = _ranked(layer, plan, unproven)
-            width = max(found[0].shape[1], rest[0].shape[1])
-            found, (indices, tied) = widened(found, width), widened(rest, width)
-            found[0][unproven - items.start] = indices
-            found[1][unproven - items.start] = tied
-    if sharing.world_size == 1:
+        return _ranked(layer, plan, torch.arange(items.start, items.stop, device=rows.place))
+    found, unproven = searched(layer, plan, items, sharing)
+    if not len(unproven):
         return found
-    widest = sharing.all_gather(torch.tensor([found[0].shape[1]], device=rows.place)).max()
-    indices, tied = widened(found, int(widest))
-    return gathered_rows(sharing, indices, plan.n), gathered_rows(sharing, tied, plan.n)
+    rest = _ranked(layer, plan, unproven)
+    width = max(found[0].shape[1], rest[0].shape[1])
+    (indices, tied), rest = widened(found, width), widened(rest, width)
+    indices[unproven - items.start], tied[unproven - items.start] = rest
+    return indices, tied
 
 
 def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.candidates import Candidates
-from prh_eval.alignment.filters import Frame, bounds, columns, copied, turn
+from prh_eval.alignment.filters import (
+    HAS_OUT_DTYPE,
+    Frame,
+    bounds,
+    columns,
+    copied,
+    single_dtype,
+    turn,
+)
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, stacked
 from prh_eval.alignment.sharing import Sharing
 from prh_eval.alignment.tiles import SearchPlan, smaller
@@ -22,8 +30,6 @@ _UNPROVEN_SHARE = 8
 _PAIR_VALUES = 1 << 24
 # Rows of a block of a symmetric product.
 _STEP = 128
-# Whether a product of float16 can be had in float32.
-_HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
 
 
 def searched(
@@ -42,8 +48,9 @@ def searched(
     """
     found, unproven = _filtered(layer, plan, items, sharing)
     count = sharing.all_gather(torch.tensor([len(unproven)], device=unproven.device)).sum()
-    if int(count) * _UNPROVEN_SHARE > plan.n and plan.dtype != torch.float32:
-        return _filtered(layer, replace(plan, dtype=torch.float32), items, sharing)
+    better = single_dtype()
+    if int(count) * _UNPROVEN_SHARE > plan.n and better not in (plan.dtype, torch.float64):
+        return _filtered(layer, replace(plan, dtype=better), items, sharing)
     return found, unproven
 
 
@@ -177,6 +184,6 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Left @ right.T; in float32 where the device can do so from float16."""
-    if left.dtype == torch.float16 and left.device.type == "cuda" and _HAS_OUT_DTYPE:
+    if left.dtype == torch.float16 and left.device.type == "cuda" and HAS_OUT_DTYPE:
         return torch.mm(left, right.T, out_dtype=torch.float32)
     return left @ right.T

@@ -93,8 +93,8 @@ class SearchPlan:
             return making + self._ranking_bytes
         product = self.side**2 * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
         # The first tile has the most to sort: groups that reach the floor, and their members.
-        sorting = self.side * (self.keep + 16) * 150
-        ranking = self.side * self.keep * 90
+        sorting = self.side * (self.keep + 16) * 180
+        ranking = self.side * self.keep * 120
         rows = 8 * self.side * self.dim
         pairs = 0 if self.held else 3 * 8 * self.pair_rows * self.keep * self.dim
         return making + max(product + sorting, ranking + rows + pairs, self._ranking_bytes)

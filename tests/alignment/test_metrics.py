@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from alignment.oracles import dense
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prh_eval.alignment.chance import chance_level
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.metrics import METRICS, item_overlap, metric, overlap, shared_weights
+from prh_eval.alignment.metrics import (
+    METRICS,
+    item_overlap,
+    item_overlaps,
+    metric,
+    overlap,
+    shared_weights,
+)
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import preprocess, protocol
 from prh_eval.errors import PrhEvalError
@@ -66,6 +75,91 @@ def test_many_layers_in_any_chunks(layers):
     assert expected.max() > 0.2
     for memory in (1, 100_000, 1 << 26):
         np.testing.assert_array_equal(overlap(x, y, 7, memory_bytes=memory).numpy(), expected)
+
+
+@st.composite
+def tied_rows(draw, n: int, k: int) -> NeighborGraph:
+    """Layers whose rows have ties at the k-th place: none, some or all, few or many."""
+    g = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    layers, width = draw(st.sampled_from([1, 2, 9, 33])), draw(st.integers(k, n - 1))
+    indices = g.permuted(np.tile(np.arange(n - 1, dtype=np.int32), (layers, n, 1)), axis=2)
+    indices = indices[..., :width]
+    # Item i's neighbours are among the others.
+    indices += indices >= np.arange(n)[:, None]
+    begin, end = g.integers(1, k + 1, (layers, n, 1)), g.integers(1, width + 1, (layers, n, 1))
+    column = np.arange(width)
+    tied = (column >= begin) & (column < end)
+    tied &= g.random((layers, n, 1)) < draw(st.sampled_from([0.0, 0.1, 1.0]))
+    # In some drawn graphs only the first layer's ties go beyond the k-th place.
+    tied[1:, :, k:] &= draw(st.booleans())
+    return NeighborGraph(torch.from_numpy(indices), torch.from_numpy(tied), k)
+
+
+@settings(max_examples=40)
+@given(st.data(), st.integers(6, 16), st.integers(1, 5))
+def test_overlap_is_the_same_to_the_last_bit_in_any_chunks_and_order(data, n, k):
+    x, y = data.draw(tied_rows(n, k)), data.draw(tied_rows(n, k))
+    exact = np.array([
+        [math.fsum((a * b).flatten()) for b in dense(y, k)] for a in dense(x, k)
+    ]) / (n * k)  # fmt: skip
+    score = overlap(x, y, k)
+    np.testing.assert_allclose(score.numpy(), exact, rtol=4e-16, atol=1e-17)
+    for memory in (1, 30_000, 300_000):
+        assert torch.equal(overlap(x, y, k, memory_bytes=memory), score)
+    order = torch.tensor(data.draw(st.permutations(range(n))))
+    names = torch.cat([order.argsort(), torch.tensor([-1])]).int()
+    moved = (
+        NeighborGraph(names[graph.indices[:, order].long()], graph.tied[:, order], k)
+        for graph in (x, y)
+    )
+    assert torch.equal(overlap(*moved, k), score)
+    assert torch.equal(overlap(y, x, k), score.T)
+    pairs = [(0, 0), (-1, y.layers - 1), (x.layers // 2, -1)]
+    items = item_overlaps(x, y, k, pairs)
+    for got, (a, b) in zip(items, pairs, strict=True):
+        expected = (dense(x, k)[a] * dense(y, k)[b]).sum(axis=1) / k
+        np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-15)
+
+
+def test_a_layer_of_ties_among_layers_without():
+    g = np.random.default_rng(0)
+    x, y = (
+        graph([g.standard_normal((60, 5)), np.ones((60, 2)), g.standard_normal((60, 1)).round()], 4)
+        for _ in range(2)
+    )
+    expected = np.einsum("aij,bij->ab", dense(x, 4), dense(y, 4)) / (60 * 4)
+    np.testing.assert_allclose(overlap(x, y, 4).numpy(), expected, rtol=0, atol=1e-15)
+    assert overlap(x, y, 4)[1].tolist() == pytest.approx([4 / 59] * 3, abs=1e-15)
+
+
+def test_more_neighbours_than_a_byte_counts():
+    x, y = np.random.default_rng(0).standard_normal((2, 400, 8))
+    many, other = graph([x, x, y], 300), graph([y, x], 310)
+    expected = np.einsum("aij,bij->ab", dense(many, 300), dense(other, 300)) / (400 * 300)
+    assert expected[0, 1] == 1
+    np.testing.assert_array_equal(overlap(many, other, 300).numpy(), expected)
+
+
+def test_far_more_items_than_neighbours():
+    g = np.random.default_rng(0)
+    n = 3000
+    indices = (np.arange(n)[:, None] + g.integers(1, 9, (3, 1, 1)) * [1, 2, 5, 11]) % n
+    x, y = (
+        NeighborGraph(torch.from_numpy(part.astype(np.int32)), torch.zeros(part.shape).bool(), 4)
+        for part in (indices, indices[::-1].copy())
+    )
+    expected = [[(a[:, :, None] == b[:, None]).sum() / (4 * n) for b in indices[::-1]]
+                for a in indices]  # fmt: skip
+    for memory in (1 << 16, None):
+        assert overlap(x, y, 4, memory_bytes=memory).tolist() == expected
+    tied = NeighborGraph(x.indices, x.tied, 3)
+    tied.tied[:, ::7, 2:] = True
+    left, right = dense(tied, 3), dense(y, 3)
+    np.testing.assert_allclose(
+        overlap(tied, y, 3, memory_bytes=1 << 20).numpy(),
+        np.einsum("aij,bij->ab", left, right) / (3 * n),
+        rtol=1e-14,
+    )
 
 
 @given(st.data(), st.integers(6, 40), st.sampled_from(["paper", "paper_loose", "unclipped"]))
@@ -143,6 +237,8 @@ def test_graphs_that_do_not_fit():
         for k in (0, 6):
             with pytest.raises(PrhEvalError, match=f"k = {k} is not among .* 1 to 5"):
                 function(x, x, k)
+    with pytest.raises(PrhEvalError, match="k = 6 is not among"):
+        item_overlaps(x, x, 6, [(0, 0)])
     two = graph([g.standard_normal((20, 4))] * 2, 5)
     with pytest.raises(ValueError, match="not 1 and 2"):
         item_overlap(x, two, 5)

@@ -152,15 +152,21 @@ def test_symmetric_against_antisymmetric_weights_have_no_variance():
     assert permutation_moments(x, x, 5).variance.item() > 0
 
 
-@given(st.integers(2, 12), st.integers(0, 2**63 - 1), st.booleans(), st.data())
-def test_null_equals_a_plain_loop(n, seed, searched, data):
+@given(
+    st.integers(2, 12),
+    st.integers(0, 2**63 - 1),
+    st.sampled_from(["look-ups", "hits", "search"]),
+    st.data(),
+)
+def test_null_equals_a_plain_loop(n, seed, way, data):
     k = data.draw(st.integers(1, n - 1))
     x, y = data.draw(graphs(n, k)), data.draw(graphs(n, k))
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(n, generator=generator).tolist() for _ in range(9)]
     expected = grids(x, y, k, orders).max(axis=(1, 2))
     with pytest.MonkeyPatch.context() as patch:
-        if searched:
+        patch.setattr(permutation, "_few_hits", lambda *_: way == "hits")
+        if way == "search":
             patch.setattr(permutation, "_TABLE_CELLS", 0)
         null = permutation_null(x, y, k, draws=9, seed=seed)
         few = permutation_null(x, y, k, draws=4, seed=seed)
@@ -179,6 +185,65 @@ def test_null_at_a_common_size_and_smaller_k(decimals):
     np.testing.assert_allclose(null, expected, rtol=0, atol=1e-13)
     assert len(permutation_null(x, y, 7, seed=3)) == 1000
     assert not torch.equal(null, permutation_null(x, y, 7, draws=20, seed=4))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 1.0], ids=["no ties", "few ties", "ties"])
+@pytest.mark.parametrize("layers", [(3, 2), (2, 70), (66, 1)], ids=str)
+def test_null_is_the_same_in_any_blocks_of_rows_and_draws(layers, share, monkeypatch):
+    n, k, draws = 50, 4, 23
+    g = np.random.default_rng(0)
+    x, y = (
+        NeighborGraph(
+            torch.from_numpy(
+                np.array([[g.permutation(n - 1)[:6] for _ in range(n)] for _ in range(count)])
+            ).int(),
+            torch.from_numpy((g.random((count, n, 1)) < share) & (np.arange(6) >= 2)),
+            k,
+        )
+        for count in layers
+    )
+    # Item i's neighbours are among the others.
+    for graph in (x, y):
+        graph.indices[graph.indices >= torch.arange(n)[:, None]] += 1
+    generator = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(n, generator=generator).tolist() for _ in range(draws)]
+    expected = grids(x, y, k, orders).max(axis=(1, 2))
+    monkeypatch.setattr(permutation, "_few_hits", lambda *_: False)
+    nulls = [permutation_null(x, y, k, draws=draws, seed=5)]
+    for size in (1, 20_000):
+        monkeypatch.setattr(permutation, "_block_bytes", lambda _, size=size: size)
+        nulls.append(permutation_null(x, y, k, draws=draws, seed=5))
+    np.testing.assert_allclose(nulls[0], expected, rtol=0, atol=1e-14)
+    assert torch.equal(nulls[1], nulls[0])
+    assert torch.equal(nulls[2], nulls[0])
+    monkeypatch.setattr(permutation, "_TABLE_CELLS", 0)
+    searched = permutation_null(x, y, k, draws=draws, seed=5)
+    np.testing.assert_allclose(searched, expected, rtol=0, atol=1e-14)
+    assert share or torch.equal(searched, nulls[0])
+
+
+def test_the_way_depends_on_how_alike_layers_are():
+    g = np.random.default_rng(0)
+    z = torch.from_numpy(g.standard_normal((300, 8)))
+    for spread, few in ((0.01, True), (3, False)):
+        x, y = (
+            neighbor_graph(
+                [z + spread * torch.from_numpy(g.standard_normal((300, 8))) for _ in range(12)],
+                10,
+                similarity="euclidean",
+            )
+            for _ in range(2)
+        )
+        edges = [len(torch.cat([torch.arange(300)[:, None] * 300 + layer for layer in side.indices])
+                     .unique()) for side in (x, y)]  # fmt: skip
+        assert permutation._few_hits(*edges, x, y) == few
+        ways = []
+        for way in (True, False):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(permutation, "_few_hits", lambda *_, way=way: way)
+                ways.append(permutation_null(x, y, 10, draws=20, seed=0))
+        assert torch.equal(*ways)
+        assert torch.equal(ways[0], permutation_null(x, y, 10, draws=20, seed=0))
 
 
 def test_p_is_uniform_where_nothing_links_the_sides():

@@ -124,6 +124,25 @@ def test_threads_change_no_bit():
     assert all(torch.equal(other.indices, results[0].indices) for other in results)
 
 
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("kind", ["cone", "clusters"])
+def test_torch_settings_change_no_bit(kind, similarity):
+    x = features(kind, 400, 24)
+    how = plan(400, 24, 10, dtype=torch.float32)
+    before = found(x, similarity, how)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert plan_search(10**5, 24, 10).dtype != torch.float32
+        coarse = found(x, similarity, plan(400, 24, 10))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found(x.requires_grad_(), similarity, how)
+    for after in (coarse, cast):
+        assert torch.equal(after.indices, before.indices)
+        assert not after.indices.requires_grad
+
+
 @st.composite
 def drawn(draw):
     n = draw(st.integers(30, 120))

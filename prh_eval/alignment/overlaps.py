@@ -1,0 +1,165 @@
+"""How many neighbours layers have in common: layers as bits of words, counted many at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Layers that one word has bits for.
+WORD = 64
+# Of every field of 2w bits the lower w, for w = 1, 2, 4, ... 32.
+_LOWER_HALVES = [
+    (width, sum(((1 << width) - 1) << start for start in range(0, WORD, 2 * width)))
+    for width in (1, 2, 4, 8, 16, 32)
+]
+# Numbering an item's neighbours pays where so many times as many items could be among them.
+_SPARSE = 64
+
+
+def shared_counts(x: Tensor, y: Tensor, n: int, *, each_item: bool = False) -> Tensor:
+    """How many neighbours every layer of x has in common with every layer of y.
+
+    A table has a word for each item and each possible neighbour of it, with a bit for every layer
+    of one side that has it as a neighbour. The words of the other side's neighbours are looked up
+    and their bits counted, so that one look-up answers for up to 64 layer pairs.
+
+    Args:
+        x: Integers, shape (items, layers_x, width_x): some items' neighbours in each layer, 0 to
+            n - 1, without repeats in a row; -1 where a row has fewer.
+        y: The same items' neighbours in the layers of y, (items, layers_y, width_y).
+        n: How many items there are to be neighbours, below 2^31.
+        each_item: Whether to count for each item, and not for all together.
+
+    Returns:
+        int64, shape (layers_x, layers_y), or (items, layers_x, layers_y) with ``each_item``.
+    """
+    if x.shape[1] < y.shape[1]:
+        return shared_counts(y, x, n, each_item=each_item).transpose(-1, -2)
+    # Number 0 is for what is no neighbour.
+    numbers_x, numbers_y, columns = (x + 1).long(), (y + 1).long(), n + 1
+    if _is_sparse(x.shape[1] * x.shape[2], n):
+        numbers_x, numbers_y = _renumbered(numbers_x, numbers_y)
+        columns = x.shape[1] * x.shape[2] + 1
+    counts = []
+    for start in range(0, x.shape[1], WORD):
+        layers = numbers_x[:, start : start + WORD]
+        table = layer_words(layers, columns)
+        table[:, 0] = 0
+        found = table.gather(1, numbers_y.flatten(1))
+        if each_item:
+            found = found.view(-1, y.shape[2]).T.contiguous()
+            count = bit_counts(found).view(WORD, *y.shape[:2])
+        else:
+            count = bit_counts(found).view(WORD, *y.shape[1:]).sum(dim=2)
+        counts.append(count[: layers.shape[1]])
+    result = torch.cat(counts)
+    return result.transpose(0, 1) if each_item else result
+
+
+def shared_counts_bytes(x: int, y: int, n: int) -> int:
+    """About how many bytes :func:`shared_counts` takes for an item of x and y neighbours.
+
+    Args:
+        x: The item's neighbours in all layers of one side together, layers times width.
+        y: Those of the other.
+        n: How many items there are to be neighbours.
+    """
+    edges = max(x, y)
+    return 8 * (6 * (x + y) + (edges if _is_sparse(edges, n) else n))
+
+
+def layer_words(neighbors: Tensor, columns: int) -> Tensor:
+    """Which layers have which neighbour, as a bit for each layer.
+
+    Args:
+        neighbors: int64, shape (items, layers, width), at most 64 layers: numbers 0 to
+            ``columns`` - 1.
+        columns: How many numbers there are.
+
+    Returns:
+        int64, shape (items, columns): bit l of word j of item i is set where layer l of item i has
+        j. The word of a number that one row has several times means nothing.
+    """
+    items, layers, width = neighbors.shape
+    words = neighbors.new_zeros(items, columns)
+    bits = 1 << torch.arange(layers, device=neighbors.device)
+    bits = bits.repeat_interleave(width).expand(items, -1)
+    # The sum of different powers of two is their union.
+    return words.scatter_add_(1, neighbors.flatten(1), bits)
+
+
+def bit_counts(words: Tensor) -> Tensor:
+    """How many of the words have each bit set.
+
+    Bits are taken apart into fields of 2 bits, which hold the sum of 3 of them; those into fields
+    of 4 bits, which hold the sum of 5 of those; and so on. Every operation is on whole words, and
+    most of the work done when the fields have become 8 bits wide.
+
+    Args:
+        words: int64, shape (..., m, r); overwritten.
+
+    Returns:
+        int64, shape (64, ..., r): of the m words in each column, how many have bit 0, 1, ... 63.
+    """
+    return counts_of_bytes(bytes_of_counts(words))
+
+
+def bytes_of_counts(words: Tensor) -> Tensor:
+    """The first steps of :func:`bit_counts`, for words that do not come all at once; overwritten.
+
+    Returns:
+        int64, shape (8, ..., q, r), about m / 255 words in place of m: counts in fields of 8 bits.
+        What comes of several words goes on as one, joined along q.
+    """
+    return _widened(words[None], _LOWER_HALVES[:3])
+
+
+def counts_of_bytes(lanes: Tensor) -> Tensor:
+    """The last steps of :func:`bit_counts`, from bytes of counts, which are overwritten."""
+    return _widened(lanes, _LOWER_HALVES[3:]).sum(dim=-2)
+
+
+def _widened(lanes: Tensor, steps: list[tuple[int, int]]) -> Tensor:
+    """Fields taken apart into fields of twice the width, and added up as far as these hold."""
+    for width, lower in steps:
+        # Full fields of w bits add up to a full one of 2w.
+        group = 2**width + 1
+        low = _sums(lanes & lower, group)
+        lanes >>= width
+        lanes &= lower
+        # The upper halves behind the lower ones: lanes end in the order of the bits.
+        lanes = torch.cat([low, _sums(lanes, group)])
+    return lanes
+
+
+def _sums(lanes: Tensor, group: int) -> Tensor:
+    """Sums (..., sums, r) of (..., m, r), each of ``group`` of the m at most."""
+    m, r = lanes.shape[-2:]
+    whole = m // group
+    grouped = lanes[..., : whole * group, :].view(*lanes.shape[:-2], group, whole, r)
+    if whole * group == m:
+        return grouped.sum(dim=-3)
+    rest = lanes[..., whole * group :, :].sum(dim=-2, keepdim=True)
+    return torch.cat([grouped.sum(dim=-3), rest], dim=-2) if whole else rest
+
+
+def _is_sparse(edges: int, n: int) -> bool:
+    """Whether a table with a column for each of n items would be mostly empty."""
+    return _SPARSE * edges < n
+
+
+def _renumbered(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Number each item's neighbours in any layer of x from 1.
+
+    0 stays 0, and is what becomes of neighbours in y that no layer of x has.
+    """
+    ranked, order = x.flatten(1).sort(dim=1)
+    new = torch.ones_like(ranked)
+    new[:, 0] = ranked[:, 0] > 0
+    new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    number = new.cumsum(dim=1)
+    wanted = y.flatten(1)
+    place = torch.searchsorted(ranked, wanted).clamp(max=ranked.shape[1] - 1)
+    numbers_y = torch.where(ranked.gather(1, place) == wanted, number.gather(1, place), 0)
+    numbers_x = torch.empty_like(number).scatter_(1, order, number)
+    return numbers_x.view(x.shape), numbers_y.view(y.shape)
