@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prh_eval.errors import PrhEvalError
+from prh_eval.features.ahead import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# So many times more of the shortest sequences than of the longest, since each has pooled rows.
+_MORE = 16
 
 
 @dataclass(frozen=True)
@@ -97,49 +102,68 @@ def tokenize(
     return TokenizedCaptions(sequences, index, long)
 
 
+def contents(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tokens of captions, whole and without special tokens; a caption may have none."""
+    encoded = tokenizer(
+        list(captions), add_special_tokens=False, return_attention_mask=False, verbose=False
+    )
+    return [tuple(ids) for ids in encoded["input_ids"]]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Which process runs which sequences, and where their rows end up.
+    """Which sequences are run together, by which process, and where their rows end up.
 
-    Batch b holds the sequences ``b * batch_size`` and on; process r runs the batches r,
-    r + world_size, r + 2 * world_size and so on, and keeps their rows one after the other. All
-    processes' rows are then concatenated.
+    A batch has no more tokens, padding included, than ``batch_size`` of the longest sequences, so
+    that of shorter ones it has more. Processes take the batches in turn, and keep their rows one
+    after the other. All processes' rows are then concatenated.
 
     Attributes:
-        count: Number of sequences, at least 1.
-        batch_size: Sequences a batch, at least 1; the last batch may be smaller.
+        lengths: Tokens of each sequence, falling; at least one.
+        batch_size: Sequences a batch where they are the longest, at least 1.
         world_size: Number of processes.
     """
 
-    count: int
+    lengths: Sequence[int]
     batch_size: int
-    world_size: int
+    world_size: int = 1
 
-    @property
-    def _batches(self) -> int:
-        return -(-self.count // self.batch_size)
+    def stop(self, start: int) -> int:
+        """The end of the batch that begins with a sequence."""
+        fitting = self.batch_size * self.lengths[0] // self.lengths[start]
+        return min(start + min(fitting, _MORE * self.batch_size), len(self.lengths))
 
-    @property
-    def rows(self) -> int:
-        """Rows that every process keeps, the same for all; some may stay unused."""
-        return min(self.count, -(-self._batches // self.world_size) * self.batch_size)
+    @cached_property
+    def batches(self) -> list[range]:
+        """All batches in their order, as ranges of sequences."""
+        found, start = [], 0
+        while start < len(self.lengths):
+            found.append(range(start, self.stop(start)))
+            start = found[-1].stop
+        return found
 
     def share(self, rank: int) -> list[range]:
-        """The batches of one process, as ranges of sequences.
+        """The batches of one process.
 
         A process without a batch of its own repeats the last one, whose rows nobody reads: it must
         know the layers' widths to take part in the gathering.
         """
-        own = range(rank, self._batches, self.world_size) or range(self._batches)[-1:]
-        size = self.batch_size
-        return [range(b * size, min((b + 1) * size, self.count)) for b in own]
+        return self.batches[rank :: self.world_size] or self.batches[-1:]
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows that every process keeps, the same for all; some may stay unused."""
+        return max(sum(map(len, self.share(rank))) for rank in range(self.world_size))
 
     def positions(self) -> Tensor:
-        """int64, shape (count,): each sequence's row among all processes' concatenated rows."""
-        sequence = torch.arange(self.count)
-        batch = sequence // self.batch_size
-        process, turn = batch % self.world_size, batch // self.world_size
-        return process * self.rows + turn * self.batch_size + sequence % self.batch_size
+        """int64, one a sequence: its row among all processes' concatenated rows."""
+        places = torch.empty(len(self.lengths), dtype=torch.int64)
+        filled = [rank * self.rows for rank in range(self.world_size)]
+        for number, batch in enumerate(self.batches):
+            rank = number % self.world_size
+            places[batch.start : batch.stop] = torch.arange(len(batch)) + filled[rank]
+            filled[rank] += len(batch)
+        return places
 
 
 def pad(
@@ -160,4 +184,5 @@ def pad(
     longest = max(map(len, sequences))
     ids = [[*tokens, *[pad_id] * (longest - len(tokens))] for tokens in sequences]
     mask = [[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens in sequences]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    moved = to_device(torch.tensor([ids, mask]), device)
+    return moved[0], moved[1]

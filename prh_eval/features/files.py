@@ -21,12 +21,18 @@ from prh_eval.store import content_sha256
 
 # Under this name the released code of arXiv 2405.07987 keeps its features, beside other things.
 _RELEASED = "feats"
+_DATA = "the paired data"
 
 _Content = dict[str, Any] | Any
 
 
-def file_features(spec: FeatureFile, n: int) -> list[Tensor]:
+def file_features(
+    spec: FeatureFile, n: int | None = None, *, named_by: str = "'features.names'"
+) -> list[Tensor]:
     """Read features from a ``.safetensors``, ``.npz``, ``.npy`` or ``.pt`` file.
+
+    Of ``.safetensors``, ``.npy`` and ``.pt`` the tensors are views of the file, mapped into memory:
+    values are read when they are used, so that a file may be larger than memory.
 
     A tensor (items, width) is a layer; a tensor (items, layers, width) is several. Of a ``.pt``
     that holds a dictionary with the key ``feats``, as the released code of Huh et al. 2024 writes
@@ -34,12 +40,13 @@ def file_features(spec: FeatureFile, n: int) -> list[Tensor]:
 
     Args:
         spec: The file, and the names of the tensors to read.
-        n: Number of items of the paired data.
+        n: Number of items of the paired data; None: that of the file's first layer.
+        named_by: What a person names the tensors with, for messages.
 
     Returns:
-        One tensor (n, width_l) a layer on the CPU, float32 or float64 as stored; types of lower
-        precision become float32, which changes no value. Tensors in the order of ``spec.names``;
-        without it in the order of their names, numbers within them in numerical order.
+        One tensor (n, width_l) a layer on the CPU, of the type in which it is stored. Tensors in
+        the order of ``spec.names``; without it in the order of their names, numbers within them in
+        numerical order.
 
     Raises:
         PrhEvalError: If the file is missing, empty, cut short or holds code, a name is unknown,
@@ -65,11 +72,11 @@ def file_features(spec: FeatureFile, n: int) -> list[Tensor]:
             f"the feature file {spec.path!r} cannot be read; it is cut short, damaged or no "
             f"{path.suffix} file: {why}"
         ) from error
-    layers = [
-        layer
-        for name, value in _chosen(content, spec)
-        for layer in _layers(_tensor(value, name, spec), name, spec, n)
-    ]
+    layers: list[Tensor] = []
+    for name, value in _chosen(content, spec, named_by):
+        # Where nobody says how many items there are, the first layer does.
+        items = (layers[0].shape[0], "the first layer") if n is None and layers else (n, _DATA)
+        layers += _layers(_tensor(value, name, spec, named_by), name, spec, *items)
     if not layers:
         raise PrhEvalError(f"the feature file {spec.path!r} holds no tensor")
     return layers
@@ -118,7 +125,8 @@ def _read_npy(path: Path, spec: FeatureFile) -> _Content:
     with path.open("rb") as file:
         np.lib.format.read_magic(file)  # what has no magic bytes, numpy would take for a pickle
     with _without_objects(spec):
-        return np.load(path, allow_pickle=False)
+        # Copy on write: torch has no read-only tensors.
+        return np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 @contextmanager
@@ -126,14 +134,16 @@ def _without_objects(spec: FeatureFile) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "allow_pickle" not in str(error):
+        if not re.search("allow_pickle|Python objects", str(error)):
             raise
         raise _refused(spec, "save plain arrays of floats") from error
 
 
 def _read_pt(path: Path, spec: FeatureFile) -> _Content:
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        # What torch wrote before version 1.6 is no archive, and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except pickle.UnpicklingError as error:
         # Noise among the instructions; every other refusal is of an object.
         if "Unsupported operand" in str(error):
@@ -182,22 +192,22 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
-def _chosen(content: _Content, spec: FeatureFile) -> list[tuple[str, Any]]:
+def _chosen(content: _Content, spec: FeatureFile, named_by: str) -> list[tuple[str, Any]]:
     """What is to become layers, each with how to call it in a message."""
     if isinstance(content, dict):
         named = {str(name): value for name, value in content.items()}
         return [(f"the tensor {name!r}", named[name]) for name in _wanted(named, spec)]
     if spec.names is not None:
         raise PrhEvalError(
-            f"the feature file {spec.path!r} holds no names; 'features.names' should be left out"
+            f"the feature file {spec.path!r} holds no names; {named_by} should be left out"
         )
     if isinstance(content, (list, tuple)):
         return [(f"element {number}", value) for number, value in enumerate(content)]
     return [("the tensor", content)]
 
 
-def _tensor(value: Any, name: str, spec: FeatureFile) -> Tensor:
-    """A tensor of float32 or float64, of the same values."""
+def _tensor(value: Any, name: str, spec: FeatureFile, named_by: str) -> Tensor:
+    """A tensor of the same values."""
     where = f"{name} in the feature file {spec.path!r}"
     if isinstance(value, np.ndarray):
         kind: Any = value.dtype
@@ -208,7 +218,7 @@ def _tensor(value: Any, name: str, spec: FeatureFile) -> Tensor:
     else:
         raise PrhEvalError(
             f"{where} is of type {type(value).__name__}; it should be a tensor, or "
-            "'features.names' should name the tensors"
+            f"{named_by} should name the tensors"
         )
     if not usable:
         raise PrhEvalError(
@@ -217,14 +227,17 @@ def _tensor(value: Any, name: str, spec: FeatureFile) -> Tensor:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.asarray(value, dtype=kind.newbyteorder("=")))
     tensor: Tensor = value.detach()
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    return tensor
 
 
-def _layers(tensor: Tensor, name: str, spec: FeatureFile, n: int) -> Sequence[Tensor]:
+def _layers(
+    tensor: Tensor, name: str, spec: FeatureFile, n: int | None, stated_by: str
+) -> Sequence[Tensor]:
     shape = tuple(tensor.shape)
     where = f"{name} in the feature file {spec.path!r} has shape {shape}"
     if tensor.ndim not in (2, 3):
         raise PrhEvalError(f"{where}; it should be (items, width) or (items, layers, width)")
+    n = shape[0] if n is None else n
     if shape[0] != n and tensor.ndim == 3 and shape[1] == n:
         raise PrhEvalError(
             f"{where}, with the {n} items second; it should be (items, layers, width), here "
@@ -232,7 +245,7 @@ def _layers(tensor: Tensor, name: str, spec: FeatureFile, n: int) -> Sequence[Te
         )
     if shape[0] != n:
         raise PrhEvalError(
-            f"{where}, so {shape[0]} items where the paired data has {n}; it should have one row "
-            "an item, in the order of the paired data"
+            f"{where}, so {shape[0]} items where {stated_by} has {n}; it should have one row "
+            f"an item, in the order of {_DATA}"
         )
     return [tensor] if tensor.ndim == 2 else tensor.unbind(dim=1)

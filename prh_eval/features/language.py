@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from prh_eval.errors import PrhEvalError, suggestion
-from prh_eval.features.batching import Plan, pad, tokenize
+from prh_eval.features.ahead import overlapped
+from prh_eval.features.batching import Plan, contents, tokenize
 from prh_eval.features.language_body import body, context_length, embedding_rows, input_device
-from prh_eval.features.parts import Parts, resumed
+from prh_eval.features.language_loss import Run, ScoringPlan, plan_scoring
+from prh_eval.features.language_pooling import POOLINGS, Pooling
+from prh_eval.features.language_reader import Reader
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-Pooling = Literal["mean", "last"]
-POOLINGS = ("mean", "last")
+__all__ = ["LanguageFeatures", "Pooling", "language_features"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,11 +39,14 @@ class LanguageFeatures:
             (State space models such as Mamba leave the embedding output out.)
         truncated: Positions of the captions that were cut to the context, rising.
         batch_size: The batch size that was used.
+        nats: float64, shape (n,): minus the natural logarithm of each caption's probability, the
+            caption uncut; ``None`` where no prefix was given.
     """
 
     layers: list[Tensor]
     truncated: list[int]
     batch_size: int
+    nats: Tensor | None = None
 
 
 def language_features(
@@ -55,30 +59,38 @@ def language_features(
     max_batch_size: int = 64,
     max_length: int | None = None,
     add_special_tokens: bool | None = None,
+    prefix: int | None = None,
     device: torch.device | None = None,
     autocast_dtype: torch.dtype | None = None,
     rank: int = 0,
     world_size: int = 1,
     all_gather: Callable[[Tensor], Tensor] | None = None,
     progress: bool = True,
-    parts: Parts | None = None,
 ) -> LanguageFeatures:
     """Run a language model over captions and pool every hidden state over each caption's tokens.
 
     The mean over tokens of every hidden state is the reading of Huh et al. 2024 (arXiv 2405.07987).
-    Captions of equal token ids are run once and get equal bits. The vocabulary head is not run.
+    Captions of equal token ids are run once and get equal bits. Hidden states are pooled as the
+    model makes them, so that no stack of them exists; where a model passes them in no place that
+    can be watched, they are stacked. The vocabulary head is run only where a prefix is given, and
+    on real tokens only.
 
     Args:
         model: As for `body`. Put in evaluation mode for the run, then back.
         tokenizer: The model's own, fast or slow.
         captions: n texts.
         pooling: Mean over a caption's tokens, special tokens included, or its last token.
-        batch_size: Captions a batch, or "auto": the largest that fits the longest captions, tried
-            downwards from ``max_batch_size``, the smallest over all processes.
+        batch_size: Captions a batch where they are the longest; of shorter ones as many more as
+            have no more tokens, padding included. Or "auto": the largest that fits the longest
+            captions, tried downwards from ``max_batch_size``, the smallest over all processes.
         max_batch_size: Where "auto" starts.
         max_length: Largest number of tokens; ``None`` for the model's own limit. The tokenizer's
             limit holds in any case. Longer captions are cut on the right, with one warning.
         add_special_tokens: ``None`` for the tokenizer's own default.
+        prefix: A token to put before each caption, after which the model is asked how probable the
+            caption is: all its tokens, without special ones, in windows where they are more than
+            the context holds. Captions that the tokenizer begins with this token are asked about
+            in the pass that makes the features, others in a second pass. ``None`` not to ask.
         device: Where ``all_gather`` communicates; ``None`` for the model's input device.
         autocast_dtype: Run the model under `torch.autocast` to this type.
         rank: This process's number, 0 <= rank < world_size.
@@ -87,18 +99,16 @@ def language_features(
         all_gather: Concatenates equal-shaped tensors of all processes along the first dimension;
             needed where ``world_size`` > 1.
         progress: Show a progress bar, in process 0.
-        parts: Where batches are kept once they are run, in one process only; those that are there
-            are read instead, whatever their size.
 
     Returns:
         The features of all n captions, in their order.
 
     Raises:
         PrhEvalError: If the model gives no hidden states, an adapter would be dropped, a caption
-            has no token, token ids and model disagree, the pooling is unknown, or one caption
-            alone does not fit in memory under "auto".
-        ValueError: If a batch size is below 1, ``all_gather`` is missing, or ``parts`` are given to
-            several processes.
+            has no token, token ids and model disagree, the pooling is unknown, one caption alone
+            does not fit in memory under "auto", or a prefix is given and the model is not causal,
+            has no vocabulary head or does not know the prefix.
+        ValueError: If a batch size is below 1 or ``all_gather`` is missing.
     """
     if pooling not in POOLINGS:
         raise PrhEvalError(f"pooling {pooling!r} is unknown: {suggestion(pooling, POOLINGS)}")
@@ -106,8 +116,6 @@ def language_features(
         raise ValueError(f"batch size {batch_size} (at most {max_batch_size}) is below 1")
     if world_size > 1 and all_gather is None:
         raise ValueError(f"all_gather is needed for {world_size} processes")
-    if world_size > 1 and parts is not None:
-        raise ValueError(f"parts are for one process, not {world_size}")
 
     part = body(model)
     rows = embedding_rows(part)
@@ -122,146 +130,119 @@ def language_features(
             len(captions),
             limit,
         )
+    scoring = ScoringPlan([Run(sequence) for sequence in tokens.sequences])
+    if prefix is not None:
+        if not 0 <= prefix < rows:
+            raise PrhEvalError(f"the prefix {prefix} is no token of the model, 0 to {rows - 1}")
+        texts = contents(tokenizer, captions)
+        scoring = plan_scoring(texts, prefix, tokens.sequences, tokens.index.tolist(), limit)
 
     pad_id = tokenizer.pad_token_id
-    run = functools.partial(
-        _pooled_batch,
+    reader = Reader(
         part,
         # Padding is masked; its id need only be one that the model can embed.
         pad_id=pad_id if pad_id is not None and 0 <= pad_id < rows else 0,
         pooling=pooling,
         autocast_dtype=autocast_dtype,
+        example=[Run(tokens.sequences[0][:8]), Run(tokens.sequences[-1][:5])],
     )
     device = input_device(part) if device is None else device
+
+    def gathered(rows_of_layer: Tensor) -> Tensor:
+        if all_gather is None:
+            return rows_of_layer
+        return all_gather(rows_of_layer.to(device)).cpu()
+
     with _evaluating(model):
+        if prefix is not None:
+            reader.ask(model, tokens.sequences[0])
         if batch_size == "auto":
-            batch_size = _fitting_batch_size(run, tokens.sequences, max_batch_size)
+            batch_size = _fitting_batch_size(reader.features, scoring.sequences, max_batch_size)
             if all_gather is not None:
                 batch_size = int(all_gather(torch.tensor([batch_size], device=device)).min())
-        plan = Plan(len(tokens.sequences), batch_size, world_size)
-        batches = plan.share(rank)
-        pieces: Iterable[list[Tensor]]
-        if parts is None:
-            pieces = (run([tokens.sequences[i] for i in batch]) for batch in batches)
-        else:
-            pieces = resumed(run, tokens.sequences, batch_size, parts)
-        kept: list[Tensor] = []
-        filled = 0
-        with tqdm(
-            total=sum(map(len, batches)),
-            desc="Language features",
-            unit="caption",
-            disable=not progress or rank != 0,
-        ) as bar:
-            for pooled in pieces:
-                if not kept:
-                    kept = [torch.zeros(plan.rows, layer.shape[1]) for layer in pooled]
-                stop = filled + len(pooled[0])
-                for rows_of_layer, layer in zip(kept, pooled, strict=True):
-                    rows_of_layer[filled:stop] = layer
-                bar.update(stop - filled)
-                filled = stop
+        own_rows = functools.partial(
+            _own_rows, batch_size=batch_size, rank=rank, world_size=world_size, progress=progress
+        )
+        kept, place = own_rows(reader.features, scoring.sequences, "Language features")
+        probabilities = []
+        if prefix is not None:
+            probabilities.append(gathered(kept.pop())[place])
+        if scoring.windows:
+            asked, where = own_rows(reader.nats, scoring.windows, "Caption probabilities")
+            probabilities.append(gathered(asked.pop())[where])
 
-    row = plan.positions()[tokens.index]
+    row = place[tokens.index]
     layers = []
     while kept:
         # One layer at a time, each given up once it is copied, to hold the features once.
-        layer = kept.pop(0)
-        if all_gather is not None:
-            layer = all_gather(layer.to(device)).cpu()
-        layers.append(layer[row])
-    return LanguageFeatures(layers, tokens.truncated, batch_size)
+        layers.append(gathered(kept.pop(0))[row])
+    total = None
+    if prefix is not None:
+        total = scoring.total(torch.cat(probabilities).squeeze(1), len(captions))
+    return LanguageFeatures(layers, tokens.truncated, batch_size, total)
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector a caption from the hidden states of its real tokens.
-
-    Args:
-        hidden: Shape (b, tokens, dim), any floating type.
-        mask: Shape (b, tokens), same device: 1 at real tokens, 0 at the padding on the right.
-        pooling: "mean" (summed in float64, so that bags of equal tokens have equal means; in
-            float32 on devices without it) or "last".
-
-    Returns:
-        float32, shape (b, dim).
-    """
-    count = mask.sum(dim=1)
-    if pooling == "last":
-        item = torch.arange(len(hidden), device=hidden.device)
-        return hidden[item, count - 1].to(torch.float32)
-    # Not a product with the mask: padding may hold NaN.
-    real = torch.where(mask.bool().unsqueeze(-1), hidden, 0)
-    total = real.sum(dim=1, dtype=_widest(hidden.device))
-    return (total / count.unsqueeze(-1)).to(torch.float32)
-
-
-@functools.cache
-def _widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has none (Apple's and some of Intel's)."""
-    try:
-        torch.ones(1, dtype=torch.float64, device=device).sum()
-    except (TypeError, RuntimeError):
-        return torch.float32
-    return torch.float64
-
-
-@torch.inference_mode()
-def _pooled_batch(
-    part: PreTrainedModel,
-    sequences: Sequence[Sequence[int]],
+def _own_rows(
+    read: Callable[[Sequence[Run]], list[Tensor]],
+    runs: Sequence[Run],
+    what: str,
     *,
-    pad_id: int,
-    pooling: Pooling,
-    autocast_dtype: torch.dtype | None,
-) -> list[Tensor]:
-    """One batch through the model: float32 on the CPU, (b, dim_l) a layer."""
-    device = input_device(part)
-    ids, mask = pad(sequences, pad_id, device)
-    accepted = inspect.signature(part.forward).parameters
-    options: dict[str, Any] = {"output_hidden_states": True}
-    if "use_cache" in accepted:
-        options["use_cache"] = False
-    if "attention_mask" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        options["attention_mask"] = mask
-    with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-        states = getattr(part(input_ids=ids, **options), "hidden_states", None)
-    if states is None:
-        raise PrhEvalError(
-            f"a model of class {type(part).__name__} gives no hidden states: one whose forward "
-            "honours output_hidden_states is needed"
-        )
-    for number, hidden in enumerate(states):
-        if hidden.shape[:2] != ids.shape:
-            raise PrhEvalError(
-                f"hidden state {number} of {type(part).__name__} has shape {tuple(hidden.shape)}: "
-                f"one vector for each of {tuple(ids.shape)} (captions, tokens) is needed"
-            )
-    # A model that is spread over devices leaves its hidden states where they were made.
-    return [pool(hidden, mask.to(hidden.device), pooling).cpu() for hidden in states]
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    progress: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """This process's rows of every layer, and where each run's row is once all are gathered."""
+    plan = Plan([len(run.tokens) for run in runs], batch_size, world_size)
+    kept: list[Tensor] = []
+    filled = 0
+
+    batches = plan.share(rank)
+    with tqdm(
+        total=sum(map(len, batches)),
+        desc=what,
+        unit="caption",
+        disable=not progress or rank != 0,
+    ) as bar:
+        for layers in overlapped(_batch(read, runs), batches):
+            if not kept:
+                kept = [torch.zeros(plan.rows, layer.shape[1]) for layer in layers]
+            stop = filled + len(layers[0])
+            for rows_of_layer, layer in zip(kept, layers, strict=True):
+                rows_of_layer[filled:stop] = layer
+            bar.update(stop - filled)
+            filled = stop
+    return kept, plan.positions()
+
+
+def _batch(
+    read: Callable[[Sequence[Run]], list[Tensor]], runs: Sequence[Run]
+) -> Callable[[range], list[Tensor]]:
+    return lambda batch: read(runs[batch.start : batch.stop])
 
 
 def _fitting_batch_size(
-    run: Callable[[Sequence[Sequence[int]]], list[Tensor]],
-    sequences: Sequence[Sequence[int]],
+    read: Callable[[Sequence[Run]], list[Tensor]],
+    runs: Sequence[Run],
     max_batch_size: int,
 ) -> int:
-    """The largest batch of the longest sequences, up to max_batch_size, that fits in memory."""
+    """The largest batch of the longest runs, up to max_batch_size, that fits in memory."""
     from accelerate.utils import find_executable_batch_size
     from accelerate.utils.memory import should_reduce_batch_size
 
     def attempt(batch_size: int) -> int:
         try:
-            run(sequences[:batch_size])
+            read(runs[:batch_size])
         except RuntimeError as error:
             if batch_size == 1 and should_reduce_batch_size(error):
                 raise PrhEvalError(
-                    f"the longest caption ({len(sequences[0])} tokens) does not fit in memory by "
+                    f"the longest caption ({len(runs[0].tokens)} tokens) does not fit in memory by "
                     "itself: set a smaller max_length, or a device with more memory"
                 ) from error
             raise
         return batch_size
 
-    start = min(max_batch_size, len(sequences))
+    start = min(max_batch_size, len(runs))
     fitting: int = find_executable_batch_size(attempt, starting_batch_size=start)()
     return fitting
 

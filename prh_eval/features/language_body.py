@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +38,19 @@ def body(model: nn.Module) -> PreTrainedModel:
     # Slow to import, so only where a model is at hand anyway.
     from transformers import PreTrainedModel
 
+    inner: Any = unwrapped(model)
+    part: Any = inner.get_encoder() if inner.config.is_encoder_decoder else inner.base_model
+    if part is inner and inner.get_output_embeddings() is not None:
+        # Llama4ForCausalLM states a name of its body that is another class's.
+        part = getattr(inner, "model", inner)
+    assert isinstance(part, PreTrainedModel)
+    return part
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model in a wrapper, head and all; arguments and errors as for `body`."""
+    from transformers import PreTrainedModel
+
     _refuse_dropped_adapters(model)
     inner: Any = model
     if not isinstance(inner, PreTrainedModel) and hasattr(inner, "get_base_model"):
@@ -48,9 +62,7 @@ def body(model: nn.Module) -> PreTrainedModel:
             f"a model of class {type(inner).__name__} gives no hidden states: a transformers "
             "PreTrainedModel is needed"
         )
-    part: Any = inner.get_encoder() if inner.config.is_encoder_decoder else inner.base_model
-    assert isinstance(part, PreTrainedModel)
-    return part
+    return inner
 
 
 def _refuse_dropped_adapters(model: nn.Module) -> None:
@@ -64,6 +76,12 @@ def _refuse_dropped_adapters(model: nn.Module) -> None:
                 f"adapter {name!r} is of kind {kind}, which acts outside the model's own layers "
                 "and would be dropped: use one that is injected into them, such as LoRA"
             )
+
+
+def without_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """The argument that spares a forward pass keys and values for later, where there is one."""
+    accepted = inspect.signature(model.forward).parameters
+    return {"use_cache": False} if "use_cache" in accepted else {}
 
 
 def embedding_rows(part: PreTrainedModel) -> int:

@@ -1,4 +1,4 @@
-"""What all encoders have in common before they are loaded: their name, place and permissions."""
+"""What all encoders have in common: their name, place and permissions, and numbers of layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.hub import load_error, local_folder, named
-from prh_eval.schema import Encoder
+from prh_eval.schema import Encoder, LanguageEncoder, VisionEncoder
 
 
 def encoder_name(encoder: Encoder) -> str:
@@ -39,6 +39,35 @@ def check_remote_code(encoder: Encoder, allowed: bool) -> None:
             "allow it with --trust_remote_code, otherwise leave 'encoder.trust_remote_code' out of "
             "the file"
         )
+
+
+def chosen_layers(encoder: VisionEncoder | LanguageEncoder, count: int, what: str) -> list[int]:
+    """The layers that an encoder's description names, by number from 0; all if it names none.
+
+    Args:
+        encoder: What a reference's file says.
+        count: How many layers it has.
+        what: What a layer is called, for messages.
+
+    Raises:
+        PrhEvalError: If a layer is not there, or named twice.
+    """
+    if isinstance(encoder.layers, str):
+        return list(range(count))
+    for number in encoder.layers:
+        if not -count <= number < count:
+            raise PrhEvalError(
+                f"encoder.layers names the {what} {number} and {encoder.path!r} has {count}; "
+                f"it should be from 0 to {count - 1}, or from -{count} to -1"
+            )
+    chosen = [number % count for number in encoder.layers]
+    for place, number in enumerate(chosen):
+        if number in chosen[:place]:
+            raise PrhEvalError(
+                f"encoder.layers names the {what} {number} of {encoder.path!r} twice, as "
+                f"{number} and {number - count}; each should be there once"
+            )
+    return chosen
 
 
 def failed(encoder: Encoder, error: Exception) -> PrhEvalError:

@@ -1,18 +1,20 @@
-"""Features that are made piece by piece, kept on disk until whole: a killed build resumes."""
+"""Features that are made piece by piece, by several processes, kept on disk until whole."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from prh_eval.store import replacing
 
@@ -20,17 +22,12 @@ logger = logging.getLogger(__name__)
 
 _SUFFIX = ".part.safetensors"
 
-# Rows that a killed build loses at most, unless a batch is larger: a file each would cost more.
-_ROWS = 64
-
-_T = TypeVar("_T")
-
 
 class Parts:
     """Rows of layer features in a folder of their own, one file a part.
 
-    The folder should be named after everything that makes the features, and be used by one
-    builder at a time, which holds its lock.
+    The folder should be named after everything that makes the features, and be used by one build
+    at a time, which holds its lock; the processes of a build write different parts.
 
     Args:
         folder: Where the parts are; made with the first of them.
@@ -118,37 +115,126 @@ class Parts:
         return self._folder / f"{start:09d}{_SUFFIX}"
 
 
-def resumed(
-    run: Callable[[Sequence[_T]], list[Tensor]],
-    items: Sequence[_T],
-    batch_size: int,
-    parts: Parts | None,
-) -> Iterator[list[Tensor]]:
-    """Run over items batch by batch, but for the parts that are kept; keep what is run.
+def pieces(count: int, rows: int) -> list[range]:
+    """Rows 0 to ``count`` - 1 in pieces of ``rows``, the last of which may be shorter."""
+    return [range(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def shared(
+    run: Callable[[list[range]], Generator[list[Tensor], None, None]],
+    pieces: Sequence[range],
+    *,
+    description: str,
+    unit: str,
+    progress: bool = True,
+    parts: Parts | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    all_gather: Callable[[Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """Make features piece by piece, some here and some in other processes, and put them together.
+
+    Process r makes the pieces r, r + world_size, and so on, but for those that it finds on disk. So
+    where pieces depend on neither the processes nor the batches, a run that was stopped goes on
+    whatever the number of either is now.
 
     Args:
-        run: From a batch of items to one float32 tensor (items, width_l) a layer, on the CPU.
-        items: n items.
-        batch_size: Items a batch, at least 1.
-        parts: Where finished parts are; None to keep nothing.
+        run: From pieces to their features: batch by batch, in order, one tensor (rows, width_l) a
+            layer on the CPU, no batch with rows on both sides of a piece.
+        pieces: The rows 0 to n - 1 in their order, the same in every process.
+        description: What the progress bar is called.
+        unit: What a row is, for the progress bar.
+        progress: Whether to show a progress bar, in process 0.
+        parts: Where finished pieces are kept, and those of an earlier run are found; processes may
+            use one folder together.
+        rank: This process's number, 0 <= rank < world_size.
+        world_size: Number of processes.
+        all_gather: Concatenates equal-shaped tensors of all processes along the first dimension in
+            the order of their ranks; needed where ``world_size`` > 1.
 
-    Yields:
-        The features of the next items, of all n in the end: a part that is read is yielded whole,
-        whatever its size, and otherwise each batch as soon as it is run.
+    Returns:
+        One float32 tensor (n, width_l) a layer on the CPU, the same in every process. Beside
+        them there is room for one batch, and while processes exchange, for two layers.
+
+    Raises:
+        ValueError: If ``all_gather`` is missing.
     """
-    rows = batch_size * -(-_ROWS // batch_size)
-    start = 0
-    while start < len(items):
-        part = parts.read(start) if parts else None
-        if part is not None and start + len(part[0]) <= len(items):
-            yield part
-            start += len(part[0])
-            continue
-        stop = min(start + rows, len(items))
-        batches = []
-        for first in range(start, stop, batch_size):
-            batches.append(run(items[first : first + batch_size]))
-            yield batches[-1]
-        if parts:
-            parts.write(start, [torch.cat(layer) for layer in zip(*batches, strict=True)])
-        start = stop
+    if world_size > 1 and all_gather is None:
+        raise ValueError(f"all_gather is needed for {world_size} processes")
+    places = [_places(pieces[r::world_size]) for r in range(world_size)]
+    most = max(sum(map(len, place)) for place in places)
+    layers: list[Tensor] = []
+
+    def keep(at: int, rows: list[Tensor]) -> int:
+        if not layers:
+            layers.extend(torch.zeros(most, layer.shape[1]) for layer in rows)
+        for layer, own in zip(layers, rows, strict=True):
+            layer[at : at + len(own)] = own
+        return len(rows[0])
+
+    missing, found = [], 0
+    for piece, at in places[rank].items():
+        part = parts.read(piece.start) if parts else None
+        if part is not None and all(len(layer) == len(piece) for layer in part):
+            found += keep(at, part)
+        else:
+            missing.append(piece)
+    with (
+        tqdm(
+            total=found + sum(map(len, missing)),
+            initial=found,
+            desc=description,
+            unit=unit,
+            disable=not progress or rank != 0,
+        ) as bar,
+        # Checksums and files are made beside the model's work.
+        ThreadPoolExecutor(1, thread_name_prefix="prh_eval-parts") as writer,
+        closing(run(missing)) as batches,
+    ):
+        writing: Future[None] | None = None
+        for piece in missing:
+            start = at = places[rank][piece]
+            while at < start + len(piece):
+                rows = keep(at, next(batches))
+                at += rows
+                bar.update(rows)
+            if writing is not None:
+                writing.result()
+            if parts is not None:
+                writing = writer.submit(
+                    parts.write, piece.start, [layer[start:at] for layer in layers]
+                )
+        if writing is not None:
+            writing.result()
+    if all_gather is None:
+        return layers
+    return _gathered(layers, places, most, all_gather)
+
+
+def _places(share: Sequence[range]) -> dict[range, int]:
+    """Where each piece of a process begins among its own rows."""
+    starts = accumulate(map(len, share), initial=0)
+    return dict(zip(share, starts, strict=False))
+
+
+def _gathered(
+    layers: list[Tensor],
+    places: list[dict[range, int]],
+    most: int,
+    all_gather: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """The rows of all processes in their order, from those of each, ``most`` of them a layer."""
+    # A process without a piece has not seen how many layers there are, nor their widths.
+    count = int(all_gather(torch.tensor([len(layers)])).max())
+    own = torch.tensor([layer.shape[1] for layer in layers] or [0] * count)
+    widths = all_gather(own).reshape(-1, count).amax(dim=0).tolist()
+    layers = layers or [torch.zeros(most, width) for width in widths]
+    row = torch.empty(sum(sum(map(len, place)) for place in places), dtype=torch.int64)
+    for rank, place in enumerate(places):
+        for piece, at in place.items():
+            row[piece.start : piece.stop] = rank * most + at + torch.arange(len(piece))
+    whole = []
+    while layers:
+        # One layer at a time, each given up once it is copied, to hold the features once.
+        whole.append(all_gather(layers.pop(0))[row])
+    return whole

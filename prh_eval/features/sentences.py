@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.language import LanguageFeatures, Pooling, language_features
-from prh_eval.features.language_body import body, context_length
+from prh_eval.features.ahead import batched
+from prh_eval.features.batching import Plan, tokenize
+from prh_eval.features.language_body import body, context_length, embedding_rows
 from prh_eval.features.language_loading import load_language_model, load_sentence_transformer
-from prh_eval.features.memory import halved
-from prh_eval.features.parts import Parts, resumed
+from prh_eval.features.language_loss import Run
+from prh_eval.features.language_pooling import Pooling
+from prh_eval.features.language_reader import Reader
+from prh_eval.features.loading import chosen_layers
+from prh_eval.features.parts import Parts, pieces, shared
 from prh_eval.hub import cached_commit
 from prh_eval.schema import LanguageEncoder
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+_PART = 256  # captions that a process loses when it is killed, beside those of one batch
 
 _T = TypeVar("_T")
 
@@ -52,10 +57,13 @@ def sentence_features(
     progress: bool = True,
     trust_remote_code: bool = False,
     parts: Parts | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    all_gather: Callable[[Tensor], Tensor] | None = None,
 ) -> SentenceFeatures:
     """Load an encoder and run it over captions, each with the encoder's prompt before it.
 
-    With the loader transformers the reading is `language_features`, that of the models which are
+    With the loader transformers the reading is that of `language_features`, by which models are
     scored; with sentence_transformers it is the encoder's own pooled output. Equal captions get
     equal bits.
 
@@ -64,17 +72,31 @@ def sentence_features(
         captions: n texts, n >= 1.
         device: Where to compute.
         batch_size: Captions at once; halved, down to 1, when memory runs out.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, in process 0.
         trust_remote_code: Whether the command line allows code from the model's repository.
-        parts: Where finished batches are kept, and read if they are there.
+        parts: Where finished pieces are kept, and those of an earlier run are found, whatever its
+            number of processes.
+        rank: This process's number, 0 <= rank < world_size.
+        world_size: Number of processes. Each is given all captions, runs its share and returns all
+            features, bit for bit those of one process with the same batches.
+        all_gather: Concatenates equal-shaped tensors of all processes along the first dimension;
+            needed where ``world_size`` > 1.
 
     Raises:
         PrhEvalError: If the encoder cannot be loaded, cannot take captions, has no hidden state of
             a number in ``encoder.layers``, a caption has no token, or one caption alone does not
             fit in memory.
+        ValueError: If ``all_gather`` is missing.
     """
     run = _own_output if encoder.loader == "sentence_transformers" else _hidden_states
-    return run(encoder, captions, device, batch_size, progress, trust_remote_code, parts)
+    sharing = {
+        "progress": progress,
+        "parts": parts,
+        "rank": rank,
+        "world_size": world_size,
+        "all_gather": all_gather,
+    }
+    return run(encoder, captions, device, batch_size, trust_remote_code, sharing)
 
 
 def _hidden_states(
@@ -82,80 +104,59 @@ def _hidden_states(
     captions: Sequence[str],
     device: torch.device | str,
     batch_size: int,
-    progress: bool,
     trust_remote_code: bool,
-    parts: Parts | None,
+    sharing: dict[str, Any],
 ) -> SentenceFeatures:
     """The reading of the models that are scored."""
     model, tokenizer = load_language_model(encoder, trust_remote_code=trust_remote_code)
-    commit = _commit(encoder, parts)
+    commit = _commit(encoder, sharing["parts"])
     module: nn.Module = model.to(device)  # type: ignore[arg-type]
     name = type(model).__name__
     prompt = encoder.prompt or ""
-    texts = [prompt + caption for caption in captions]
-
-    def run(texts: list[str], size: int, progress: bool, parts: Parts | None) -> LanguageFeatures:
-        return language_features(
-            module,
-            tokenizer,
-            texts,
-            pooling=cast(Pooling, encoder.pooling),
-            batch_size=size,
-            max_length=encoder.max_length,
-            progress=progress,
-            parts=parts,
-        )
-
-    # One caption tells what is wrong before the many are run.
     try:
-        first = _halving(lambda size: run(texts[:1], size, False, None), 1, device)
+        part = body(module)
+        limit, rows = context_length(part, tokenizer, encoder.max_length), embedding_rows(part)
+        texts = [prompt + caption for caption in captions]
+        tokens = tokenize(tokenizer, texts, limit=limit, rows=rows, add_special_tokens=None)
+        runs = [Run(sequence) for sequence in tokens.sequences]
+        pad_id = tokenizer.pad_token_id
+        reader = Reader(
+            part,
+            # Padding is masked; its id need only be one that the model can embed.
+            pad_id=pad_id if pad_id is not None and 0 <= pad_id < rows else 0,
+            pooling=cast(Pooling, encoder.pooling),
+            autocast_dtype=None,
+            example=runs[-2:],
+        )
+        # One caption tells what is wrong before the many are run; if memory is too small, the
+        # longest.
+        (first,) = _batches(reader.features, runs, [range(1)], 1, device)
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         raise PrhEvalError(
             f"the encoder {encoder.path!r} ({name}) takes no text: {error}"
         ) from error
-    chosen = _numbers(encoder, len(first.layers))
-    features = _halving(lambda size: run(texts, size, progress, parts), batch_size, device)
+    chosen = chosen_layers(encoder, len(first), "hidden state")
+    lengths = [len(sequence) for sequence in tokens.sequences]
+
+    def fitting(size: int, row: int) -> int:
+        return Plan(lengths, size).stop(row) - row
+
+    def run(missing: list[range]) -> Generator[list[Tensor], None, None]:
+        for layers in _batches(reader.features, runs, missing, batch_size, device, fitting):
+            yield [layers[number] for number in chosen]
+
+    layers = _shared(run, len(runs), sharing)
+    truncated = len(tokens.truncated)
+    _warn_truncated(truncated, len(captions), limit, sharing["rank"])
     return SentenceFeatures(
-        [features.layers[number] for number in chosen],
+        [layers.pop(0)[tokens.index] for _ in chosen],
         {
             "commit": commit,
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "input": {
-                "class": name,
-                "prompt": prompt,
-                "max_length": context_length(body(module), tokenizer, encoder.max_length),
-            },
-            "truncated_captions": len(features.truncated),
+            "input": {"class": name, "prompt": prompt, "max_length": limit},
+            "truncated_captions": truncated,
         },
     )
-
-
-def _commit(encoder: LanguageEncoder, parts: Parts | None) -> str | None:
-    """The commit that was loaded; parts of another one are not to be read."""
-    commit = cached_commit(encoder.path, encoder.revision)
-    if parts is not None:
-        parts.commit = commit
-    return commit
-
-
-def _numbers(encoder: LanguageEncoder, count: int) -> list[int]:
-    """The hidden states to keep, from 0."""
-    if isinstance(encoder.layers, str):
-        return list(range(count))
-    for number in encoder.layers:
-        if not -count <= number < count:
-            raise PrhEvalError(
-                f"encoder.layers names the hidden state {number} and {encoder.path!r} has {count}; "
-                f"it should be from 0 to {count - 1}, or from -{count} to -1"
-            )
-    chosen = [number % count for number in encoder.layers]
-    for place, number in enumerate(chosen):
-        if number in chosen[:place]:
-            raise PrhEvalError(
-                f"encoder.layers names the hidden state {number} of {encoder.path!r} twice, as "
-                f"{number} and {number - count}; each should be there once"
-            )
-    return chosen
 
 
 def _own_output(
@@ -163,13 +164,12 @@ def _own_output(
     captions: Sequence[str],
     device: torch.device | str,
     batch_size: int,
-    progress: bool,
     trust_remote_code: bool,
-    parts: Parts | None,
+    sharing: dict[str, Any],
 ) -> SentenceFeatures:
     """A sentence encoder's own pooled output."""
     model = load_sentence_transformer(encoder, trust_remote_code=trust_remote_code).to(device)
-    commit = _commit(encoder, parts)
+    commit = _commit(encoder, sharing["parts"])
     usual = model.prompts.get(model.default_prompt_name) if model.default_prompt_name else None
     prompt = (usual or "") if encoder.prompt is None else encoder.prompt
     model.default_prompt_name = None
@@ -178,37 +178,24 @@ def _own_output(
     # Longest first, so that what does not fit in memory is found at once.
     texts = sorted(set(captions), key=lambda text: (-len(text), text))
 
-    def run(batch: Sequence[str]) -> list[Tensor]:
+    def encode(batch: list[str]) -> list[Tensor]:
         output = model.encode(
-            list(batch),
+            batch,
             prompt=prompt or None,
             batch_size=len(batch),
             show_progress_bar=False,
             convert_to_tensor=True,
             normalize_embeddings=False,
         )
-        return [output.to(torch.float32).cpu()]
+        return [output.to(torch.float32)]
 
-    def run_all(size: int) -> Tensor:
-        pieces = []
-        with tqdm(
-            total=len(texts), desc="Language features", unit="caption", disable=not progress
-        ) as bar:
-            for piece in resumed(run, texts, size, parts):
-                pieces.append(piece[0])
-                bar.update(len(piece[0]))
-        return torch.cat(pieces)
+    def run(missing: list[range]) -> Generator[list[Tensor], None, None]:
+        yield from _batches(encode, texts, missing, batch_size, device)
 
-    features = _halving(run_all, batch_size, device)
+    (features,) = _shared(run, len(texts), sharing)
     place = {text: row for row, text in enumerate(texts)}
     truncated = _truncated(model, [prompt + caption for caption in captions])
-    if truncated:
-        logger.warning(
-            "%d of %d captions are longer than %d tokens and were cut",
-            truncated,
-            len(captions),
-            model.max_seq_length,
-        )
+    _warn_truncated(truncated, len(captions), model.max_seq_length, sharing["rank"])
     return SentenceFeatures(
         [features[[place[caption] for caption in captions]]],
         {
@@ -234,14 +221,46 @@ def _truncated(model: SentenceTransformer, texts: list[str]) -> int | None:
     return sum(len(tokens) > model.max_seq_length for tokens in ids)
 
 
-def _halving(run: Callable[[int], _T], batch_size: int, device: torch.device | str) -> _T:
-    """Run with a batch size, halved as long as memory runs out."""
-    from accelerate.utils.memory import clear_device_cache
+def _commit(encoder: LanguageEncoder, parts: Parts | None) -> str | None:
+    """The commit that was loaded; parts of another one are not to be read."""
+    commit = cached_commit(encoder.path, encoder.revision)
+    if parts is not None:
+        parts.commit = commit
+    return commit
 
-    instead = "use another device, or set 'encoder.max_length'"
-    while True:
-        try:
-            return run(batch_size)
-        except (RuntimeError, MemoryError) as error:
-            batch_size = halved(batch_size, error, device, "one caption", instead)
-        clear_device_cache(garbage_collection=True)
+
+def _warn_truncated(truncated: int | None, count: int, limit: int | None, rank: int) -> None:
+    if truncated and rank == 0:
+        logger.warning(
+            "%d of %d captions are longer than %s tokens and were cut", truncated, count, limit
+        )
+
+
+def _shared(
+    run: Callable[[list[range]], Generator[list[Tensor], None, None]],
+    count: int,
+    sharing: dict[str, Any],
+) -> list[Tensor]:
+    cut = pieces(count, _PART)
+    return shared(run, cut, description="Language features", unit="caption", **sharing)
+
+
+def _batches(
+    run: Callable[[list[_T]], list[Tensor]],
+    items: Sequence[_T],
+    missing: Sequence[range],
+    batch_size: int,
+    device: torch.device | str,
+    fitting: Callable[[int, int], int] = lambda batch_size, row: batch_size,
+) -> Iterator[list[Tensor]]:
+    """Some pieces of all items through an encoder, as `batched` says."""
+    return batched(
+        lambda rows: run([items[row] for row in rows]),
+        (row for piece in missing for row in piece),
+        map(len, missing),
+        batch_size,
+        device=device,
+        what=lambda row: "one caption",
+        instead="use another device, or set 'encoder.max_length'",
+        fitting=fitting,
+    )

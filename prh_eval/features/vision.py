@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from prh_eval.errors import PrhEvalError
+from prh_eval.features.ahead import batched, send
 from prh_eval.features.loading import check_remote_code
-from prh_eval.features.memory import halved
+from prh_eval.features.parts import Parts, pieces, shared
 from prh_eval.schema import VisionEncoder
 
-if TYPE_CHECKING:
-    from prh_eval.features.parts import Parts
-
-logger = logging.getLogger(__name__)
-
-_PART = 256  # images that a killed run loses at most
+_PART = 256  # images that a process loses when it is killed, beside those of one batch
 _AHEAD = 2  # batches that are prepared before they are due
 
 
@@ -61,10 +55,10 @@ class VisionModel(ABC):
         """The layers of prepared images.
 
         Args:
-            pixels: float32, shape (b, 3, height, width).
+            pixels: float32, shape (b, 3, height, width), on the CPU or where it computes.
 
         Returns:
-            One float32 tensor of shape (b, width) on the CPU for each layer, in order.
+            One float32 tensor of shape (b, width) where it computes for each layer, in order.
 
         Raises:
             PrhEvalError: If it cannot take images of this size, or does not have what its
@@ -107,6 +101,9 @@ def vision_features(
     device: torch.device | str | None = None,
     progress: bool = True,
     parts: Parts | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    all_gather: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Read the layers of an image encoder on many images.
 
@@ -117,8 +114,14 @@ def vision_features(
         workers: Threads that decode and prepare images ahead of the encoder; 0 for none beside
             this one; by default one a processor, at most 8.
         device: Where to compute; by default where the model is.
-        progress: Whether to show a progress bar.
-        parts: Where finished pieces of 256 images are kept, and those of an earlier run are found.
+        progress: Whether to show a progress bar, in process 0.
+        parts: Where finished pieces of 256 images are kept, and those of an earlier run are found,
+            whatever its number of processes.
+        rank: This process's number, 0 <= rank < world_size.
+        world_size: Number of processes. Each is given all images, runs its share of the pieces and
+            returns all features, bit for bit those of one process with the same batches.
+        all_gather: Concatenates equal-shaped tensors of all processes along the first dimension;
+            needed where ``world_size`` > 1.
 
     Returns:
         One float32 tensor of shape (n, width) on the CPU for each layer, in order; the same
@@ -127,63 +130,39 @@ def vision_features(
     Raises:
         PrhEvalError: If an image cannot be read, the encoder does not have what its reference asks
             for, or one image does not fit into memory.
+        ValueError: If ``all_gather`` is missing.
     """
     if device is not None:
         model.to(device)
-    found: dict[int, list[Tensor]] = {}
-    missing: list[range] = []
-    for start in range(0, len(images), _PART):
-        rows = range(start, min(start + _PART, len(images)))
-        part = None if parts is None else parts.read(start)
-        if part is not None and all(len(layer) == len(rows) for layer in part):
-            found[start] = part
-        else:
-            missing.append(rows)
-    positions = [position for rows in missing for position in rows]
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    prepared = _prepared(model, images, positions, workers, _AHEAD * batch_size)
-    total, done = len(images), len(images) - len(positions)
-    with tqdm(total=total, initial=done, desc="images", unit="image", disable=not progress) as bar:
-        try:
-            for rows in missing:
-                found[rows.start], batch_size = _read(
-                    model, islice(prepared, len(rows)), batch_size, bar
-                )
-                if parts is not None:
-                    parts.write(rows.start, found[rows.start])
-        finally:
-            prepared.close()
-    pieces = [found[start] for start in sorted(found)]
-    return [torch.cat(layer) for layer in zip(*pieces, strict=True)]
+
+    def run(missing: list[range]) -> Generator[list[Tensor], None, None]:
+        positions = [position for piece in missing for position in piece]
+        with closing(_prepared(model, images, positions, workers, _AHEAD * batch_size)) as prepared:
+            yield from batched(
+                lambda batch: model.read(send(_of_one_shape(batch), model.device)),
+                prepared,
+                map(len, missing),
+                batch_size,
+                device=model.device,
+                what=lambda pixels: "one image of {} x {} pixels".format(*pixels.shape[1:]),
+                instead="use another device",
+            )
+
+    return shared(
+        run,
+        pieces(len(images), _PART),
+        description="images",
+        unit="image",
+        progress=progress,
+        parts=parts,
+        rank=rank,
+        world_size=world_size,
+        all_gather=all_gather,
+    )
 
 
-def _read(
-    model: VisionModel, prepared: Iterator[Tensor], batch_size: int, bar: tqdm[Any]
-) -> tuple[list[Tensor], int]:
-    """The layers of prepared images, and the batch size that fitted into memory."""
-    from accelerate.utils.memory import clear_device_cache
-
-    batches: list[list[Tensor]] = []
-    waiting: list[Tensor] = []
-    while True:
-        waiting += islice(prepared, max(0, batch_size - len(waiting)))
-        if not waiting:
-            return [torch.cat(layer) for layer in zip(*batches, strict=True)], batch_size
-        batch = waiting[:batch_size]
-        try:
-            batches.append(model.read(_stack(batch)))
-        except (RuntimeError, MemoryError) as error:
-            height, width = batch[0].shape[1:]
-            what = f"one image of {height} x {width} pixels"
-            batch_size = halved(batch_size, error, model.device, what, "use another device")
-        else:
-            del waiting[: len(batch)]
-            bar.update(len(batch))
-            continue
-        clear_device_cache(garbage_collection=True)
-
-
-def _stack(batch: list[Tensor]) -> Tensor:
+def _of_one_shape(batch: list[Tensor]) -> list[Tensor]:
     shapes = {tuple(pixels.shape) for pixels in batch}
     if len(shapes) > 1:
         one, other, *_ = sorted(shapes)
@@ -191,7 +170,7 @@ def _stack(batch: list[Tensor]) -> Tensor:
             f"the encoder's own processor gives images of different shapes, {one} and {other}; "
             "'preprocessing' should be explicit, with one size for all"
         )
-    return torch.stack(batch)
+    return batch
 
 
 def _prepared(

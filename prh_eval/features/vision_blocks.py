@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.loading import encoder_name
+from prh_eval.features.loading import chosen_layers, encoder_name
 from prh_eval.features.vision import VisionModel
 from prh_eval.schema import VisionEncoder
 
@@ -69,7 +69,7 @@ class BlockModel(VisionModel):
         self.loaded = loaded
         self.encoder = encoder
         self.name = encoder_name(encoder)
-        self.layers = _chosen(encoder, len(loaded.blocks), self.name)
+        self.layers = _chosen(encoder, len(loaded.blocks))
         # The list of a file may leave the last block out, which alone meets the final norm.
         self.after = (
             encoder.norm == "after" and max(self.layers, default=0) >= len(loaded.blocks) - 1
@@ -85,6 +85,7 @@ class BlockModel(VisionModel):
             )
         self.prefix = sum(tokens.values())
         self.norms = [m for m in loaded.module.modules() if "Norm" in type(m).__name__]
+        self.normed: Literal["tokens", "pooled"] | None = None  # known after the first batch
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +113,7 @@ class BlockModel(VisionModel):
             except (TypeError, ValueError, AssertionError) as error:
                 raise PrhEvalError(f"{self.name} cannot take these images: {error}") from error
             rows = [self._pooled(pooled)] if self.encoder.token == "pooled" else seen.layers()
-            return [row.float().cpu() for row in rows]
+            return [row.float() for row in rows]
 
     def _pooled(self, output: Tensor | None) -> Tensor:
         """The model's own pooled output, as (b, width); some keep it as a map of one position."""
@@ -181,21 +182,32 @@ class _Pass:
 
     def _after(self) -> Tensor:
         """The last block's rows behind the final norm."""
+        model = self._model
         if self._norm is not None and self._last is not None:
             given, made = (
                 x[:, None] if x.ndim == 2 else self._tokens(x, count=False) for x in self._norm
             )
-            n = self._last.shape[1]
-            # Some models put their pooled token before those of the last block.
-            if given.shape[1] >= n and _same(given[:, -n:], self._last):
-                return self._rows(made[:, -n:])
-            # Others have a norm only for what they pool: the class token, or the mean.
-            if given.shape[1] == 1 and _same(given[:, 0], self._blocks[-1]):
-                return made[:, 0]
+            # Comparing waits for the device, so once for all batches.
+            model.normed = model.normed or self._normed_what(given, self._last)
+            if model.normed == "tokens":
+                return self._rows(made[:, -self._last.shape[1] :])
+            if model.normed == "pooled":
+                return _own(made[:, 0])
         raise PrhEvalError(
-            f"{self._model.name} has no final norm for 'token: "
-            f"{self._model.encoder.token}'; 'norm' should be 'before'"
+            f"{model.name} has no final norm for 'token: {model.encoder.token}'; 'norm' should be "
+            "'before'"
         )
+
+    def _normed_what(self, given: Tensor, last: Tensor) -> Literal["tokens", "pooled"] | None:
+        """What of the last block goes into the first norm behind it."""
+        n = last.shape[1]
+        # Some models put their pooled token before those of the last block.
+        if given.shape[1] >= n and _same(given[:, -n:], last):
+            return "tokens"
+        # Others have a norm only for what they pool: the class token, or the mean.
+        if given.shape[1] == 1 and _same(given[:, 0], self._blocks[-1]):
+            return "pooled"
+        return None
 
     def _tokens(self, state: Any, count: bool = True) -> Tensor:
         """A hidden state as (b, tokens, width), the tokens counted."""
@@ -226,25 +238,22 @@ class _Pass:
     def _rows(self, tokens: Tensor) -> Tensor:
         """(b, tokens, width) to (b, width)."""
         if self._model.encoder.token == "class":
-            return tokens[:, 0].float()
+            return _own(tokens[:, 0])
         return tokens[:, self._model.prefix :].float().mean(dim=1)
 
 
-def _chosen(encoder: VisionEncoder, count: int, name: str) -> list[int]:
+def _chosen(encoder: VisionEncoder, count: int) -> list[int]:
     """Positions of the chosen layers among all that are read."""
     if encoder.token == "pooled":
         return []
-    if encoder.layers == "blocks":
-        return list(range(count))
     if encoder.layers == "embedding_and_blocks":
         return list(range(count + 1))
-    for number in encoder.layers:
-        if not -count <= number < count:
-            raise PrhEvalError(
-                f"'layers' has block {number} and {name} has {count} blocks: 0 to "
-                f"{count - 1}, or -{count} to -1 from the end"
-            )
-    return [number % count for number in encoder.layers]
+    return chosen_layers(encoder, count, "block")
+
+
+def _own(rows: Tensor) -> Tensor:
+    """float32 in memory of its own: a view would keep a whole hidden state for each block."""
+    return rows.to(torch.float32, copy=True)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

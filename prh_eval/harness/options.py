@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prh_eval.alignment.metrics import METRICS
 from prh_eval.alignment.preprocess import PROTOCOLS
 from prh_eval.errors import PrhEvalError, suggestion
-from prh_eval.features.language import Pooling
+from prh_eval.features.language_pooling import Pooling
 from prh_eval.validation import mistake
 
 # lm-eval merges --model_args into the metadata of every task, so our keys carry a prefix.

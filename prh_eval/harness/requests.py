@@ -20,8 +20,9 @@ from prh_eval.alignment.preprocess import preprocess, protocol, validate_feature
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.captions import mean_over_items
 from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprint
-from prh_eval.features.language import LanguageFeatures, Pooling, language_features
+from prh_eval.features.language import LanguageFeatures, language_features
 from prh_eval.features.language_body import body
+from prh_eval.features.language_pooling import Pooling
 from prh_eval.hub import cached_commit
 from prh_eval.resources import cache_folder
 from prh_eval.store import GraphArtifact, fingerprint, save_artifact
@@ -30,6 +31,9 @@ REQUEST_TYPE = "prh_neighbor_graphs"
 
 # The captions that are read of every item, in the order of the items.
 Corpus = list[tuple[str, ...]]
+
+# The graphs of all items, and the nats of each where they are asked for.
+Answer = tuple[GraphArtifact, Tensor | None]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class CaptionSettings:
         pooling: Over a caption's tokens.
         protocol: Name of the preprocessing protocol.
         graph_k: Largest neighbourhood size the graph must answer for.
+        probabilities: Whether it is asked, too, how probable the captions are; moves no graph.
     """
 
     data: str
@@ -53,17 +58,25 @@ class CaptionSettings:
     pooling: Pooling
     protocol: str
     graph_k: int
+    probabilities: bool = False
 
 
 @dataclass(frozen=True)
 class CaptionNeighbors:
-    """The response to one request: an item's position in the graphs shared by all of them.
+    """The response to one request: an item's position in what is shared by all of them.
 
     It prints as one short line, since lm-eval logs every response.
+
+    Attributes:
+        position: Of the item.
+        graphs: Of all items.
+        nats: float64, one an item: minus the natural logarithm of the probability of its captions
+            that are read; ``None`` where that was not asked.
     """
 
     position: int
     graphs: GraphArtifact
+    nats: Tensor | None = None
 
     def __str__(self) -> str:
         nearest = self.graphs.graph.indices[-1, self.position, :10].tolist()
@@ -127,14 +140,15 @@ def neighbor_graphs(
         One response a request, in the requests' order.
 
     Raises:
-        PrhEvalError: Where the model cannot give hidden states, or gives unusable ones.
+        PrhEvalError: Where the model cannot give hidden states, or gives unusable ones, or is asked
+            for probabilities and cannot give them.
     """
     _check_backend(lm)
     mine = [_request(instance) for instance in requests]
     everyones = mine if lm.world_size <= 1 else _from_all_ranks(mine)
     corpora = _corpora(everyones)
-    graphs = _graphs(lm, corpora, progress=not disable_tqdm)
-    return [CaptionNeighbors(request.position, graphs[request.settings]) for request in mine]
+    answers = _answers(lm, corpora, progress=not disable_tqdm)
+    return [CaptionNeighbors(request.position, *answers[request.settings]) for request in mine]
 
 
 def register() -> None:
@@ -184,20 +198,21 @@ def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, Corpus]:
     }
 
 
-def _graphs(
+def _answers(
     lm: LM, corpora: dict[CaptionSettings, Corpus], *, progress: bool
-) -> dict[CaptionSettings, GraphArtifact]:
+) -> dict[CaptionSettings, Answer]:
     model_header = _model_header(lm)
     keys = {
         settings: _cache_key(model_header, settings, corpus) for settings, corpus in corpora.items()
     }
-    graphs = _cached(lm, keys)
-    missing = {settings: corpora[settings] for settings in corpora if settings not in graphs}
+    answers = _cached(lm, keys)
+    missing = {settings: corpora[settings] for settings in corpora if settings not in answers}
     for pooling in sorted({settings.pooling for settings in missing}):
         group = {s: corpus for s, corpus in missing.items() if s.pooling == pooling}
         # One pass over the captions of all tasks; each distinct one is run once.
         everything = [caption for c in group.values() for captions in c for caption in captions]
-        features = _features(lm, everything, pooling, progress=progress)
+        asked = any(settings.probabilities for settings in group)
+        features = _features(lm, everything, pooling, asked, progress=progress)
         start = 0
         for settings, corpus in group.items():
             counts = [len(captions) for captions in corpus]
@@ -219,15 +234,26 @@ def _graphs(
                 "prh_eval": __version__,
             }
             layers = mean_over_items([layer[start:stop] for layer in features.layers], counts)
+            nats = None
+            if settings.probabilities:
+                assert features.nats is not None
+                each = torch.split(features.nats[start:stop], counts)
+                nats = torch.stack([captions.sum() for captions in each])
             start = stop
-            graphs[settings] = GraphArtifact(_graph(layers, settings), header)
-            _keep(lm, keys[settings], graphs[settings])
-    return graphs
+            answers[settings] = GraphArtifact(_graph(layers, settings), header), nats
+            _keep(lm, keys[settings], *answers[settings])
+    return answers
 
 
 def _features(
-    lm: Any, captions: list[str], pooling: Pooling, *, progress: bool
+    lm: Any, captions: list[str], pooling: Pooling, probabilities: bool, *, progress: bool
 ) -> LanguageFeatures:
+    if probabilities and lm.prefix_token_id is None:
+        raise PrhEvalError(
+            "bits per byte need a token to stand before each caption, and the tokenizer has no "
+            "beginning or end of text: name a token with --model_args prefix_token_id=..."
+        )
+
     def all_gather(tensor: Tensor) -> Tensor:
         gathered: Tensor = lm.all_gather(tensor.to(lm.device))
         return gathered
@@ -241,6 +267,7 @@ def _features(
         max_batch_size=lm.max_batch_size or 64,
         max_length=lm.max_length,
         add_special_tokens=lm.add_bos_token,
+        prefix=lm.prefix_token_id if probabilities else None,
         device=lm.device,
         autocast_dtype=lm.mixed_precision_dtype,
         rank=lm.rank,
@@ -290,23 +317,25 @@ def _cache_key(header: dict[str, Any], settings: CaptionSettings, corpus: Corpus
     decisive = ("weights", "tokenizer", "model_class", "dtype", "mixed_precision")
     context = ("max_length", "add_bos_token")
     identity = {name: header[name] for name in (*decisive, *context)}
-    # The data's name moves no graph, and a folder may be moved.
-    chosen = {name: value for name, value in vars(settings).items() if name != "data"}
+    # The data's name moves no graph, and a folder may be moved; nor does a further question.
+    others = ("data", "probabilities")
+    chosen = {name: value for name, value in vars(settings).items() if name not in others}
     return fingerprint([REQUEST_TYPE, GRAPH_VERSION, identity, chosen, corpus])
 
 
-def _cached(
-    lm: Any, keys: dict[CaptionSettings, str | None]
-) -> dict[CaptionSettings, GraphArtifact]:
-    """Graphs that lm-eval's --use_cache holds; the same ones on every process, or none."""
+def _cached(lm: Any, keys: dict[CaptionSettings, str | None]) -> dict[CaptionSettings, Answer]:
+    """Answers that lm-eval's --use_cache holds; the same ones on every process, or none."""
     database = getattr(lm.cache_hook, "dbdict", None)
     if database is None:
         return {}
-    found = {
-        settings: _unpacked(database[key])
-        for settings, key in keys.items()
-        if key is not None and key in database
-    }
+    found: dict[CaptionSettings, Answer] = {}
+    for settings, key in keys.items():
+        if key is not None and key in database:
+            graphs, prefix, nats = _unpacked(database[key])
+            if not settings.probabilities:
+                found[settings] = graphs, None
+            elif nats is not None and prefix == lm.prefix_token_id:
+                found[settings] = graphs, nats
     have = [settings in found for settings in keys]
     if lm.world_size > 1:
         flags = torch.tensor([have], dtype=torch.int32, device=lm.device)
@@ -314,26 +343,29 @@ def _cached(
     return {s: found[s] for s, everywhere in zip(keys, have, strict=True) if everywhere}
 
 
-def _packed(graphs: GraphArtifact) -> dict[str, Any]:
+def _packed(graphs: GraphArtifact, prefix: int, nats: Tensor | None) -> dict[str, Any]:
     """Plain arrays, so that lm-eval's cache outlives changes to our classes."""
     graph = graphs.graph
     arrays = {"indices": graph.indices.cpu().numpy(), "tied": graph.tied.cpu().numpy()}
-    return {**arrays, "k": graph.k, "header": graphs.header}
+    asked = {} if nats is None else {"nats": nats.numpy(), "prefix": prefix}
+    return {**arrays, **asked, "k": graph.k, "header": graphs.header}
 
 
-def _unpacked(packed: dict[str, Any]) -> GraphArtifact:
+def _unpacked(packed: dict[str, Any]) -> tuple[GraphArtifact, int | None, Tensor | None]:
     indices, tied = torch.from_numpy(packed["indices"]), torch.from_numpy(packed["tied"])
-    return GraphArtifact(NeighborGraph(indices, tied, packed["k"]), packed["header"])
+    graphs = GraphArtifact(NeighborGraph(indices, tied, packed["k"]), packed["header"])
+    nats = packed.get("nats")
+    return graphs, packed.get("prefix"), None if nats is None else torch.from_numpy(nats)
 
 
-def _keep(lm: Any, key: str | None, graphs: GraphArtifact) -> None:
+def _keep(lm: Any, key: str | None, graphs: GraphArtifact, nats: Tensor | None) -> None:
     """Into lm-eval's cache where one is in use, and into ours for references of later days."""
     if key is None:
         log.warning("The model's weights cannot be read (offloaded?): its graphs are not kept.")
         return
     database = getattr(lm.cache_hook, "dbdict", None)
     if database is not None:
-        database[key] = _packed(graphs)
+        database[key] = _packed(graphs, lm.prefix_token_id, nats)
     if lm.rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0":
         folder = cache_folder() / "models"
         name = "".join(c if c.isalnum() or c in "-._" else "_" for c in graphs.header["model"])

@@ -50,6 +50,15 @@ def _only(values: Sequence[Any]) -> Any:
     return values[0]
 
 
+def _bits_per_byte_stderr(values: Sequence[tuple[float, int]]) -> float:
+    """Standard error over items of a ratio of sums (Cochran 1977, Sampling Techniques, 2.11)."""
+    nats, size = zip(*values, strict=True)
+    ratio = math.fsum(nats) / math.fsum(size)
+    squares = math.fsum((one - ratio * many) ** 2 for one, many in values)
+    n = len(values)
+    return math.sqrt(squares * n / (n - 1)) / math.fsum(size) / math.log(2)
+
+
 # What the task reports: how documents' values are joined, and whether more is better. A standard
 # error stands after its metric, so that it replaces the "N/A" which lm-eval puts there.
 Metrics = dict[str, tuple[Callable[[Sequence[Any]], Any], bool | None]]
@@ -63,7 +72,11 @@ METRICS: Metrics = {
     "mnn_chance": (_only, None),
     "mnn_shared_words": (_only, None),
 }
-ON_REQUEST: Metrics = {"bits_per_byte": (bits_per_byte, False)}
+# Of pairs (log-probability, bytes), one an item.
+ON_REQUEST: Metrics = {
+    "bits_per_byte": (bits_per_byte, False),
+    "bits_per_byte_stderr": (_bits_per_byte_stderr, None),
+}
 
 
 class AlignmentTask(Task):
@@ -217,16 +230,9 @@ class AlignmentTask(Task):
             )
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
-        """One request for the item's neighbours and, if asked for, one a caption's likelihood."""
+        """One request, for the item's neighbours and, if asked for, its captions' probability."""
         metadata = kwargs["metadata"]
-        captions = _captions(doc)
-        found = [requests.caption_request(doc, captions, self._settings(), metadata=metadata)]
-        if self.options.bits_per_byte:
-            found += [
-                Instance("loglikelihood_rolling", doc, (caption,), idx=idx, metadata=metadata)
-                for idx, caption in enumerate(captions, start=1)
-            ]
-        return found
+        return [requests.caption_request(doc, _captions(doc), self._settings(), metadata=metadata)]
 
     def _settings(self) -> CaptionSettings:
         assert self._pairs is not None
@@ -237,6 +243,7 @@ class AlignmentTask(Task):
             pooling=self.options.pooling,
             protocol=self.options.protocol,
             graph_k=min(max(GRAPH_K, self.options.k), len(self._pairs) - 1),
+            probabilities=self.options.bits_per_byte,
         )
 
     def _instances_are_current(
@@ -273,7 +280,7 @@ class AlignmentTask(Task):
             A value for every metric; the mean of ``mnn`` over documents is the score.
         """
         response: CaptionNeighbors = results[0]
-        alignment = self._alignment(response.graphs)
+        alignment = self._alignment(response)
         values: dict[str, Any] = {
             "mnn": float(alignment.item_overlaps[response.position]),
             "mnn_stderr": alignment.stderr,
@@ -285,8 +292,14 @@ class AlignmentTask(Task):
             "mnn_shared_words": self._shared_words,
         }
         if self.options.bits_per_byte:
+            if response.nats is None:
+                raise PrhEvalError(
+                    f"{self.task_name}: bits per byte need the model itself, which has not run; "
+                    "leave out prh_bits_per_byte, or run it with lm_eval"
+                )
             size = sum(self.count_bytes(caption) for caption in _captions(doc))
-            values["bits_per_byte"] = (math.fsum(results[1:]), size)
+            found = (-float(response.nats[response.position]), size)
+            values["bits_per_byte"] = values["bits_per_byte_stderr"] = found
         return values
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], Any]]:
@@ -297,7 +310,8 @@ class AlignmentTask(Task):
         """Which metrics are better where higher."""
         return {metric: flag for metric, (_, flag) in self._metrics.items() if flag is not None}
 
-    def _alignment(self, graphs: GraphArtifact) -> Alignment:
+    def _alignment(self, response: CaptionNeighbors) -> Alignment:
+        graphs = response.graphs
         if self._scored is None or self._scored[0] is not graphs:
             assert self._reference_artifact is not None
             alignment = align(
@@ -307,13 +321,21 @@ class AlignmentTask(Task):
                 metric=self.options.metric,
             )
             self._scored = (graphs, alignment)
-            self._record(graphs, alignment)
+            self._record(response, alignment)
         return self._scored[1]
 
-    def _record(self, graphs: GraphArtifact, alignment: Alignment) -> None:
+    def _record(self, response: CaptionNeighbors, alignment: Alignment) -> None:
         """Write what made the score into the config, which lm-eval's results file carries."""
         assert self._pairs is not None
         assert self._reference_artifact is not None
+        graphs = response.graphs
+        probabilities = {}
+        if response.nats is not None:
+            read = [caption for captions in self._pairs.captions for caption in captions]
+            probabilities = {
+                "nats": float(response.nats.sum()),
+                "bytes": sum(self.count_bytes(caption) for caption in read),
+            }
         self.config.metadata["alignment"] = {
             "n": alignment.n,
             "k": alignment.k,
@@ -332,6 +354,7 @@ class AlignmentTask(Task):
             },
             "reference": self._reference_artifact.header,
             "model": graphs.header,
+            **probabilities,
             "versions": {
                 "prh_eval": __version__,
                 "python": platform.python_version(),

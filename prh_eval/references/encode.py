@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from prh_eval.features.values import table_values
 from prh_eval.features.vision import load_vision_model, vision_features
 from prh_eval.pairs.dataset import PairedDataset
 from prh_eval.schema import LanguageReference, Reference, ValuesReference, VisionReference
+
+if TYPE_CHECKING:
+    from prh_eval.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ def encode(
     progress: bool = True,
     trust_remote_code: bool = False,
     parts: Parts | None = None,
+    processes: Processes | None = None,
 ) -> Encoded:
     """Make the layer features of a reference on paired data.
 
@@ -57,19 +61,29 @@ def encode(
     Args:
         reference: What to use.
         pairs: The n items.
-        device: Where an encoder computes; by default the first GPU, else the CPU.
+        device: Where an encoder computes; by default the device of this one of several processes,
+            else the first GPU, else the CPU.
         batch_size: Images or captions at once; halved when memory runs out.
         workers: How many threads decode images; None for the default.
         progress: Whether to show a progress bar.
         trust_remote_code: Whether the command line allows code from an encoder's repository, which
             is run only if the reference asks for it too.
         parts: Where an encoder's finished parts are kept, and read if they are there.
+        processes: The processes that share an encoder's work: each calls this with the same
+            arguments and gets all layers, bit for bit those of one process.
 
     Raises:
         PrhEvalError: If the pairs have no images or colours where they are needed, an encoder
             cannot be loaded or cannot take the items, or a file does not fit the items.
     """
-    place = _device(device)
+    place = _device(processes.device if processes and device is None else device)
+    sharing: dict[str, Any] = {}
+    if processes is not None and processes.world_size > 1:
+        sharing = {
+            "rank": processes.rank,
+            "world_size": processes.world_size,
+            "all_gather": processes.all_gather,
+        }
     facts: dict[str, Any] = {}
     if isinstance(reference, VisionReference):
         if pairs.images is None:
@@ -88,6 +102,7 @@ def encode(
             device=place,
             progress=progress,
             parts=parts,
+            **sharing,
         )
         facts = {"commit": model.commit, "parameters": model.parameters, "input": model.input}
     elif isinstance(reference, LanguageReference):
@@ -99,6 +114,7 @@ def encode(
             progress=progress,
             trust_remote_code=trust_remote_code,
             parts=parts,
+            **sharing,
         )
         layers = mean_over_items(made.layers, [len(captions) for captions in pairs.captions])
         facts = made.facts
@@ -106,7 +122,8 @@ def encode(
         layers = _values(reference, pairs)
     else:
         layers = file_features(reference.features, len(pairs))
-    _compare_parameters(reference, facts.get("parameters"))
+    if processes is None or processes.rank == 0:
+        _compare_parameters(reference, facts.get("parameters"))
     widths = [layer.shape[1] for layer in layers]
     return Encoded(layers, {**facts, "layers": len(layers), "widths": widths})
 

@@ -30,11 +30,11 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def read(path: Path, n: int = N, names: list[str] | None = None) -> list[Tensor]:
+def read(path: Path, n: int | None = N, names: list[str] | None = None) -> list[Tensor]:
     return file_features(FeatureFile(path=str(path), names=names), n)
 
 
-def refusal(path: Path, n: int = N, names: list[str] | None = None) -> str:
+def refusal(path: Path, n: int | None = N, names: list[str] | None = None) -> str:
     with pytest.raises(PrhEvalError) as caught:
         read(path, n, names)
     message = str(caught.value)
@@ -126,7 +126,7 @@ def test_arrays_of_other_layouts_are_the_same_numbers(tmp_path: Path) -> None:
 def test_the_released_layout(tmp_path: Path) -> None:
     path = tmp_path / "f.pt"
     feats = drawn(N, 4, 6, dtype=torch.bfloat16)
-    wanted = [feats[:, layer].float() for layer in range(4)]
+    wanted = [feats[:, layer] for layer in range(4)]
     extra = {"num_params": 123, "mask": torch.ones(N, 2), "loss": torch.zeros(N), "bpb": 1.5}
     torch.save({"feats": feats, **extra}, path)
     assert_equal(read(path), wanted)
@@ -152,15 +152,36 @@ def test_no_value_changes(dtype: torch.dtype, tmp_path: Path) -> None:
     values = torch.tensor([[1e-7, 65504.0], [0.1, -3.0]], dtype=torch.float64).to(dtype)
     save_safetensors({"x": values}, tmp_path / "f.safetensors")
     torch.save(values, tmp_path / "f.pt")
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
     paths = [tmp_path / "f.safetensors", tmp_path / "f.pt"]
     if dtype != torch.bfloat16:
         np.save(tmp_path / "f.npy", values.numpy())
         paths.append(tmp_path / "f.npy")
     for path in paths:
         (layer,) = read(path, 2)
-        assert layer.dtype == wide
+        assert layer.dtype == dtype
         assert layer.tolist() == values.tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+@pytest.mark.parametrize("suffix", [".npy", ".pt", ".safetensors"])
+def test_layers_are_views_of_the_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"f{suffix}"
+    if suffix == ".npy":
+        np.save(path, drawn(N, 2, 3, dtype=torch.float16).numpy())
+    else:
+        SAVE[suffix]({"x": drawn(N, 2, 3, dtype=torch.bfloat16), "y": drawn(N, 2)}, path)
+    layers = read(path)
+    mapped = [
+        [int(address, 16) for address in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(path))
+    ]
+    for layer in layers:
+        assert any(start <= layer.data_ptr() < stop for start, stop in mapped)
+    # A view of a file is not a way to change it.
+    content = path.read_bytes()
+    layers[0][0, 0] = 7.0
+    assert path.read_bytes() == content
 
 
 # Code
@@ -280,6 +301,16 @@ def test_counts_that_disagree_are_both_named(tmp_path: Path) -> None:
     message = refusal(path)
     assert "the tensor 'b'" in message
     assert "7 items where the paired data has 5" in message
+
+
+def test_the_first_layer_says_how_many_items_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "f.npz"
+    save_npz({"a": drawn(N, 3), "b": drawn(N, 2, 3)}, path)
+    assert [tuple(layer.shape) for layer in read(path, None)] == [(N, 3)] * 3
+    save_npz({"a": drawn(N, 3), "b": drawn(2, N, 3)}, path)
+    assert "(items, layers, width), here (5, 2, 3)" in refusal(path, None)
+    save_npz({"a": drawn(N, 3), "b": drawn(N + 2, 3)}, path)
+    assert "7 items where the first layer has 5" in refusal(path, None)
 
 
 def test_axes_in_another_order_are_told(tmp_path: Path) -> None:

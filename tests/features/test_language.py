@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -27,9 +27,9 @@ from tiny_models import ZOO
 from torch import Tensor, nn
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.language import LanguageFeatures, language_features, pool
+from prh_eval.features.language import LanguageFeatures, language_features
 from prh_eval.features.language_body import body
-from prh_eval.features.parts import Parts
+from prh_eval.features.language_pooling import pool
 
 
 def features(model: nn.Module, captions: Any = CAPTIONS, **options: Any) -> LanguageFeatures:
@@ -37,13 +37,16 @@ def features(model: nn.Module, captions: Any = CAPTIONS, **options: Any) -> Lang
     return language_features(model, tokenizer, captions, **{"progress": False, **options})
 
 
-def count_rows(model: nn.Module) -> list[int]:
-    """The sizes of the batches that the input embedding will have seen."""
-    sizes: list[int] = []
+def shapes_seen(model: nn.Module) -> list[tuple[int, ...]]:
+    """The shapes of the batches that the input embedding will have seen.
+
+    The first two are a small example, in which it is looked where hidden states pass.
+    """
+    shapes: list[tuple[int, ...]] = []
     body(model).get_input_embeddings().register_forward_pre_hook(
-        lambda module, inputs: sizes.append(len(inputs[0]))
+        lambda module, inputs: shapes.append(tuple(inputs[0].shape))
     )
-    return sizes
+    return shapes
 
 
 @pytest.mark.parametrize("kind", ZOO)
@@ -105,17 +108,34 @@ def test_batches_and_order_change_nothing(
             assert torch.equal(layer[i], layer[first[" ".join(caption.split())]])
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 6), (4, [4, 2]), (9, [6])])
-def test_each_distinct_sequence_runs_once_longest_first(batch_size: int, sizes: list[int]) -> None:
+# The distinct sequences have 15, 11, 6, 2, 2 and 1 tokens.
+@pytest.mark.parametrize(
+    ("batch_size", "shapes"),
+    [
+        (1, [(1, 15), (1, 11), (2, 6), (2, 2)]),
+        (2, [(2, 15), (4, 6)]),
+        (4, [(4, 15), (2, 2)]),
+        (9, [(6, 15)]),
+    ],
+)
+def test_each_distinct_sequence_runs_once_longest_first(
+    batch_size: int, shapes: list[tuple[int, int]]
+) -> None:
     model = tiny_model("gpt2")
-    lengths: list[int] = []
-    model.transformer.wte.register_forward_pre_hook(
-        lambda module, inputs: lengths.append(inputs[0].shape[1])
-    )
-    seen = count_rows(model)
+    seen = shapes_seen(model)
     features(model, batch_size=batch_size)
-    assert seen == sizes
-    assert lengths == sorted(lengths, reverse=True)
+    assert seen[2:] == shapes
+    # The example is of two captions, cut short.
+    assert seen[:2] == [(2, 8), (2, 8)]
+
+
+def test_a_long_caption_goes_alone_and_the_short_ones_together() -> None:
+    model = tiny_model("gpt2")
+    seen = shapes_seen(model)
+    texts = [" ".join(WORDS[:15]), *(f"{one} {other}" for one in WORDS for other in WORDS[:5])]
+    features(model, texts, batch_size=1)
+    # 80 captions of two tokens, as many at a time as have no more tokens than the longest.
+    assert seen[2:] == [(1, 15), *[(7, 2)] * 11, (3, 2)]
 
 
 def test_the_head_never_runs() -> None:
@@ -239,12 +259,9 @@ def test_the_smallest_known_limit_holds(
 ) -> None:
     model, tokenizer = tiny_model(kind), word_tokenizer(model_max_length=tokenizer_limit)
     caption = " ".join((WORDS * 2)[:30])
-    lengths: list[int] = []
-    body(model).get_input_embeddings().register_forward_pre_hook(
-        lambda module, inputs: lengths.append(inputs[0].shape[1])
-    )
+    seen = shapes_seen(model)
     result = features(model, [caption], tokenizer=tokenizer, max_length=max_length)
-    assert lengths == [kept]
+    assert seen[2:] == [(1, kept)]
     assert bool(result.truncated) == (kept < 30)
 
 
@@ -301,11 +318,6 @@ def test_impossible_calls_are_refused(options: dict[str, Any]) -> None:
         features(tiny_model("gpt2"), **options)
 
 
-def test_parts_are_for_one_process(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="parts are for one process, not 2"):
-        features(tiny_model("gpt2"), world_size=2, all_gather=lambda t: t, parts=Parts(tmp_path))
-
-
 @pytest.mark.parametrize("broken", ["none", "shape"])
 def test_a_model_without_hidden_states_of_every_token_is_refused(broken: str) -> None:
     model = tiny_model("gpt2")
@@ -350,23 +362,38 @@ def test_features_are_ordinary_tensors() -> None:
 
 def test_low_precision_states_are_raised_before_the_mean() -> None:
     model = tiny_model("gpt_neox").to(torch.bfloat16)
-    oracle = plain_features(model, word_tokenizer(), CAPTIONS)
-    for layer, wanted in zip(features(model).layers, oracle, strict=True):
-        assert layer.dtype == torch.float32
-        # One caption a batch runs exactly what the oracle ran, so only the mean could differ.
-        assert torch.equal(layer, wanted.float())
+    # One caption a batch runs exactly what the oracle runs, so only the mean could differ.
+    for caption in CAPTIONS:
+        oracle = plain_features(model, word_tokenizer(), [caption])
+        for layer, wanted in zip(features(model, [caption]).layers, oracle, strict=True):
+            assert layer.dtype == torch.float32
+            assert torch.equal(layer, wanted.float())
 
 
 def test_autocast_is_used_where_asked() -> None:
-    model = tiny_model("gpt_neox")
+    model, captions = tiny_model("gpt_neox"), CAPTIONS[1:2]
     with torch.autocast("cpu", torch.bfloat16):
-        oracle = plain_features(model, word_tokenizer(), CAPTIONS)
-    result = features(model, autocast_dtype=torch.bfloat16)
+        oracle = plain_features(model, word_tokenizer(), captions)
+    result = features(model, captions, autocast_dtype=torch.bfloat16)
     assert torch.equal(result.layers[-1], oracle[-1].float())
-    assert not torch.equal(result.layers[-1], features(model).layers[-1])
+    assert not torch.equal(result.layers[-1], features(model, captions).layers[-1])
 
 
 # Pooling by itself
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_the_mean_is_that_of_float64(lengths: list[int], seed: int) -> None:
+    hidden = torch.randn(
+        len(lengths), max(lengths), 3, generator=torch.Generator().manual_seed(seed)
+    )
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    real = [h[:n].numpy().astype(np.float64) for h, n in zip(hidden, lengths, strict=True)]
+    wanted = np.stack([tokens.mean(axis=0) for tokens in real])
+    assert np.allclose(pool(hidden, mask, "mean").numpy(), wanted, rtol=2**-23, atol=0)
+    whole = torch.ones_like(mask)
+    plain = pool(hidden, whole, "mean", padded=False)
+    assert torch.equal(plain, pool(hidden, whole, "mean"))
 
 
 def test_pooling_reads_real_tokens_only() -> None:
@@ -395,25 +422,25 @@ def test_the_mean_does_not_lose_small_terms(dtype: torch.dtype) -> None:
 # Batch size "auto"
 
 
-def memory_for(model: nn.Module, rows: int) -> list[int]:
-    """Make the model fail as CUDA does above so many captions a batch; the sizes it was asked."""
-    sizes = count_rows(model)
+def memory_for(model: nn.Module, tokens: int) -> list[tuple[int, ...]]:
+    """Make the model fail as CUDA does above so many tokens a batch; the shapes it was asked."""
+    shapes = shapes_seen(model)
 
     def check(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if len(output) > rows:
+        if output.shape[:2].numel() > tokens:
             raise RuntimeError("CUDA out of memory. Tried to allocate a lot")
 
     model.get_input_embeddings().register_forward_hook(check)
-    return sizes
+    return shapes
 
 
 def test_auto_takes_the_largest_batch_that_fits() -> None:
     model = tiny_model("gpt2")
     oracle = plain_features(model, word_tokenizer(), CAPTIONS)
-    sizes = memory_for(model, 3)
+    shapes = memory_for(model, 3 * 15)
     result = features(model, batch_size="auto", max_batch_size=5)
     assert 1 <= result.batch_size <= 3
-    assert sizes[0] == 5
+    assert shapes[2] == (5, 15)
     assert_close(result.layers, oracle)
 
 
@@ -424,19 +451,17 @@ def test_auto_starts_at_the_maximum_and_no_higher_than_the_captions() -> None:
 
 def test_auto_probes_the_longest_captions() -> None:
     model = tiny_model("gpt2")
-    shapes: list[tuple[int, ...]] = []
-    model.transformer.wte.register_forward_pre_hook(
-        lambda module, inputs: shapes.append(tuple(inputs[0].shape))
-    )
+    seen = shapes_seen(model)
     features(model, batch_size="auto", max_batch_size=2)
-    assert shapes[0] == (2, 15)
+    assert seen[2] == (2, 15)
 
 
 def test_a_caption_that_never_fits_is_one_sentence() -> None:
     model = tiny_model("gpt2")
-    memory_for(model, 0)
-    with pytest.raises(PrhEvalError, match=r"longest caption \(15 tokens\) does not fit"):
-        features(model, batch_size="auto")
+    memory_for(model, 2 * 8)
+    caption = " ".join((WORDS * 2)[:20])
+    with pytest.raises(PrhEvalError, match=r"longest caption \(20 tokens\) does not fit"):
+        features(model, [caption, *CAPTIONS], batch_size="auto")
 
 
 def test_other_failures_are_not_taken_for_lack_of_memory() -> None:
@@ -444,38 +469,6 @@ def test_other_failures_are_not_taken_for_lack_of_memory() -> None:
     model.transformer.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         features(model, batch_size="auto")
-
-
-# Parts
-
-
-def test_batches_that_are_kept_are_not_run_again(tmp_path: Path) -> None:
-    model = tiny_model("gpt2")
-    plain = features(model, batch_size=2)
-    assert_close(plain.layers, plain_features(model, word_tokenizer(), CAPTIONS))
-    sizes = count_rows(model)
-    kept = Parts(tmp_path / "parts")
-    first = features(model, batch_size=2, parts=kept)
-    assert sizes == [2, 2, 2]
-    again = features(model, batch_size="auto", parts=kept)
-    # Only the attempt which tells what fits in memory.
-    assert sizes == [2, 2, 2, 6]
-    for result in (first, again):
-        assert all(map(torch.equal, result.layers, plain.layers))
-
-
-def test_parts_of_a_smaller_batch_are_used_whatever_the_batch_is_now(tmp_path: Path) -> None:
-    model = tiny_model("gpt2")
-    plain = features(model, batch_size=2)
-    half = Parts(tmp_path / "parts")
-    # The longest sequences first, as they are run; each once.
-    order = sorted(dict.fromkeys(CAPTIONS), key=lambda caption: -len(caption.split()))
-    rows = [CAPTIONS.index(caption) for caption in order]
-    half.write(0, [layer[rows[:3]] for layer in plain.layers])
-    sizes = count_rows(model)
-    result = features(model, batch_size=2, parts=half)
-    assert sizes == [2, 1]
-    assert_close(result.layers, plain_features(model, word_tokenizer(), CAPTIONS))
 
 
 # Progress

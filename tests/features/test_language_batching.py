@@ -8,26 +8,49 @@ from hypothesis import strategies as st
 
 from prh_eval.features.batching import Plan, pad
 
+LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=80).map(
+    lambda lengths: sorted(lengths, reverse=True)
+)
 
-@given(count=st.integers(1, 60), batch_size=st.integers(1, 70), world_size=st.integers(1, 9))
-def test_every_sequence_is_found_again(count: int, batch_size: int, world_size: int) -> None:
-    plan = Plan(count, batch_size, world_size)
-    rows, runs = [], [0] * count
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 70), world_size=st.integers(1, 9))
+def test_every_sequence_is_found_again(
+    lengths: list[int], batch_size: int, world_size: int
+) -> None:
+    plan = Plan(lengths, batch_size, world_size)
+    rows, runs = [], [0] * len(lengths)
     for rank in range(world_size):
         share = plan.share(rank)
         assert share
         kept = [i for batch in share for i in batch]
-        assert all(len(batch) <= batch_size for batch in share)
         assert len(kept) <= plan.rows
         rows += kept + [-1] * (plan.rows - len(kept))
         for i in kept:
             runs[i] += 1
-    assert [rows[position] for position in plan.positions()] == list(range(count))
+    assert [rows[position] for position in plan.positions()] == list(range(len(lengths)))
     # Once each, but for the last batch where a process would have nothing to do.
-    batches = -(-count // batch_size)
-    idle = max(0, world_size - batches)
-    first_of_last = (batches - 1) * batch_size
-    assert runs == [1] * first_of_last + [1 + idle] * (count - first_of_last)
+    idle = max(0, world_size - len(plan.batches))
+    last = plan.batches[-1]
+    assert runs == [1] * last.start + [1 + idle] * len(last)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 20))
+def test_batches_are_as_large_as_the_tokens_allow(lengths: list[int], batch_size: int) -> None:
+    batches = Plan(lengths, batch_size).batches
+    budget, most = batch_size * lengths[0], 16 * batch_size
+    assert [i for batch in batches for i in batch] == list(range(len(lengths)))
+    for batch in batches:
+        width = lengths[batch.start]
+        assert len(batch) * width <= budget
+        assert len(batch) <= most
+        full = (len(batch) + 1) * width > budget or len(batch) == most
+        assert full or batch.stop == len(lengths)
+
+
+def test_short_sequences_are_no_more_than_sixteen_times_as_many() -> None:
+    # Their pooled rows would outgrow the tokens' states.
+    batches = Plan([100, *[1] * 50], 1).batches
+    assert list(map(len, batches)) == [1, 16, 16, 16, 2]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5))

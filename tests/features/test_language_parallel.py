@@ -19,8 +19,9 @@ from prh_eval.features.language import LanguageFeatures, language_features
 class Ranks:
     """As many threads as ranks, whose `all_gather` waits for all of them."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, tokenizer: Any = None) -> None:
         self.world_size = world_size
+        self.tokenizer = tokenizer or word_tokenizer()
         self.barrier = threading.Barrier(world_size, timeout=30)
         self.slots: list[Tensor] = [torch.empty(0)] * world_size
         self.gathered: list[tuple[torch.dtype, tuple[int, ...]]] = []
@@ -39,7 +40,7 @@ class Ranks:
         def one(rank: int) -> LanguageFeatures:
             return language_features(
                 models[rank],
-                word_tokenizer(),
+                self.tokenizer,
                 CAPTIONS,
                 rank=rank,
                 world_size=self.world_size,
@@ -62,7 +63,7 @@ def equal(one: LanguageFeatures, other: LanguageFeatures) -> bool:
     return len(one.layers) == len(other.layers) and all(map(torch.equal, one.layers, other.layers))
 
 
-# CAPTIONS holds 6 distinct sequences: 6, 2 and 1 batches for up to 7 ranks.
+# CAPTIONS holds 6 distinct sequences: 4, 2 and 1 batches for up to 7 ranks.
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -75,8 +76,7 @@ def test_every_rank_has_what_one_process_has(kind: str, world_size: int, batch_s
         assert not result.truncated
     # Once a layer, float32, and no rank sends more than its share of batches.
     assert [dtype for dtype, _ in ranks.gathered] == [torch.float32] * 3
-    share = -(-6 // (batch_size * world_size)) * batch_size
-    assert all(shape[0] <= share for _, shape in ranks.gathered)
+    assert all(shape[0] <= -(-6 // world_size) + batch_size for _, shape in ranks.gathered)
 
 
 def test_the_work_is_shared() -> None:
@@ -86,16 +86,30 @@ def test_the_work_is_shared() -> None:
         model.transformer.wte.register_forward_pre_hook(
             lambda module, inputs, shapes=shapes: shapes.append(tuple(inputs[0].shape))
         )
-    Ranks(2).run(models, batch_size=2)
-    # Batches of the lengths (15, 10), (6, 2) and (2, 1), dealt in turn.
-    assert seen == [[(2, 15), (2, 2)], [(2, 6)]]
+    Ranks(2).run(models, batch_size=1)
+    # Batches of the lengths 15; 11; 6 and 2; 2 and 1; dealt in turn, after the small example.
+    assert [shapes[2:] for shapes in seen] == [[(1, 15), (2, 6)], [(1, 11), (2, 2)]]
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_probabilities_are_those_of_one_process(world_size: int, special: bool) -> None:
+    tokenizer = word_tokenizer(special=special)
+    one = language_features(
+        tiny_model("gpt2"), tokenizer, CAPTIONS, batch_size=1, prefix=2, progress=False
+    )
+    models = [tiny_model("gpt2") for _ in range(world_size)]
+    ranks = Ranks(world_size, tokenizer)
+    for result in ranks.run(models, batch_size=1, prefix=2):
+        assert equal(result, one)
+        assert torch.equal(result.nats, one.nats)
 
 
 def test_auto_agrees_on_the_smallest_batch() -> None:
     models = [tiny_model("gpt2") for _ in range(3)]
 
     def full(module: nn.Module, inputs: Any) -> None:
-        if len(inputs[0]) > 2:
+        if inputs[0].numel() > 2 * 15:
             raise RuntimeError("CUDA out of memory. Tried to allocate a lot")
 
     models[1].transformer.wte.register_forward_pre_hook(full)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from features.ranks import Ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prh_eval.features.parts import Parts, resumed
+from prh_eval.features.parts import Parts, pieces, shared
 
 
 def drawn(rows: int, *widths: int, seed: int = 0) -> list[Tensor]:
@@ -165,63 +170,204 @@ def test_a_part_costs_one_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(calls) == 1
 
 
-# Resuming
+# Sharing and resuming
 
 
-def doubled(batch: Sequence[int]) -> list[Tensor]:
-    rows = torch.tensor(batch, dtype=torch.float32).unsqueeze(1)
-    return [rows, rows.repeat(1, 3) * 2]
+def doubled(rows: Sequence[int]) -> list[Tensor]:
+    """Two layers of features by which a row is known."""
+    column = torch.tensor(rows, dtype=torch.float32).unsqueeze(1)
+    return [column, column.repeat(1, 3) * 2]
 
 
-@settings(max_examples=40)
+class Encoder:
+    """Runs rows in batches, notes which, and may be stopped after some batches."""
+
+    def __init__(self, batch_size: int, stop: int | None = None) -> None:
+        self.batch_size, self.stop = batch_size, stop
+        self.seen: list[int] = []
+        self.batches = 0
+        self.closed = False
+
+    def __call__(self, missing: list[range]) -> Generator[list[Tensor], None, None]:
+        try:
+            for piece in missing:
+                for start in range(0, len(piece), self.batch_size):
+                    if self.batches == self.stop:
+                        raise KeyboardInterrupt
+                    self.batches += 1
+                    batch = piece[start : start + self.batch_size]
+                    self.seen.extend(batch)
+                    yield doubled(batch)
+        finally:
+            self.closed = True
+
+
+def share(encoder: Encoder, count: int, rows: int = 5, **options: Any) -> list[Tensor]:
+    options = {"description": "rows", "unit": "row", "progress": False, **options}
+    return shared(encoder, pieces(count, rows), **options)
+
+
+@given(count=st.integers(0, 50), rows=st.integers(1, 60))
+def test_pieces_cover_the_rows(count: int, rows: int) -> None:
+    cut = pieces(count, rows)
+    assert [row for piece in cut for row in piece] == list(range(count))
+    assert all(len(piece) == rows for piece in cut[:-1])
+    assert all(0 < len(piece) <= rows for piece in cut)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    count=st.integers(1, 300),
-    first=st.integers(1, 100),
-    second=st.integers(1, 100),
-    stop=st.integers(0, 10),
+    count=st.integers(1, 40),
+    rows=st.integers(1, 12),
+    world_size=st.integers(1, 6),
+    batch_size=st.integers(1, 12),
 )
-def test_a_stopped_run_goes_on_and_gives_the_same(
-    count: int, first: int, second: int, stop: int, tmp_path_factory: pytest.TempPathFactory
+def test_every_process_has_all_rows_and_each_is_made_once(
+    count: int, rows: int, world_size: int, batch_size: int
 ) -> None:
-    parts = Parts(tmp_path_factory.mktemp("parts"))
-    items = range(1000, 1000 + count)
-    ran: list[int] = []
-
-    def run(batch: Sequence[int]) -> list[Tensor]:
-        if len(ran) >= stop:
-            raise KeyboardInterrupt
-        ran.append(len(batch))
-        return doubled(batch)
-
-    with suppress(KeyboardInterrupt):
-        list(resumed(run, items, first, parts))
-    assert max(ran, default=0) <= first
-    kept = sum(len(parts.read(row)[0]) for row in range(count) if parts.read(row))
-    # All that was run, but for less than one part.
-    assert sum(ran) - kept < first + 64
-    seen: list[int] = []
-
-    def rest(batch: Sequence[int]) -> list[Tensor]:
-        seen.extend(batch)
-        assert len(batch) <= second
-        return doubled(batch)
-
-    pieces = list(resumed(rest, items, second, parts))
-    layers = [torch.cat(layer) for layer in zip(*pieces, strict=True)]
-    assert equal(layers, doubled(items))
-    assert seen == list(items)[kept:]
+    encoders = [Encoder(batch_size) for _ in range(world_size)]
+    results = Ranks(world_size).run(
+        lambda rank, **options: share(encoders[rank], count, rows, rank=rank, **options)
+    )
+    assert all(equal(result, doubled(range(count))) for result in results)
+    assert sorted(row for encoder in encoders for row in encoder.seen) == list(range(count))
+    most = math.ceil(math.ceil(count / rows) / world_size) * rows
+    assert all(len(encoder.seen) <= most for encoder in encoders)
 
 
-def test_batches_are_the_same_with_and_without_parts(tmp_path: Path) -> None:
-    items = list(range(200))
-    plain = [len(piece[0]) for piece in resumed(doubled, items, 7, None)]
-    kept = [len(piece[0]) for piece in resumed(doubled, items, 7, Parts(tmp_path))]
-    assert plain == kept == [7] * 28 + [4]
+@settings(max_examples=30, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    worlds=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    data=st.data(),
+)
+def test_a_stopped_run_goes_on_with_other_batches_and_processes(
+    count: int,
+    sizes: tuple[int, int],
+    worlds: tuple[int, int],
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("parts")
+    made: list[int] = []
+    for rank in range(worlds[0]):
+        encoder = Encoder(sizes[0], stop=data.draw(st.integers(0, 12)))
+        with suppress(KeyboardInterrupt):
+            share(
+                encoder,
+                count,
+                parts=Parts(folder),
+                rank=rank,
+                world_size=worlds[0],
+                # One that is not stopped waits for the others, and is stopped there.
+                all_gather=interrupted,
+            )
+        made += encoder.seen
+        assert encoder.closed or not encoder.seen
+    kept = {
+        start + row
+        for start in range(0, count, 5)
+        for row in range(len((Parts(folder).read(start) or [[]])[0]))
+    }
+    # All that was made, but for less than one piece a process.
+    assert kept <= set(made)
+    assert len(made) - len(kept) < 5 * worlds[0]
+    encoders = [Encoder(sizes[1]) for _ in range(worlds[1])]
+    results = Ranks(worlds[1]).run(
+        lambda rank, **options: share(
+            encoders[rank], count, parts=Parts(folder), rank=rank, **options
+        )
+    )
+    assert all(equal(result, doubled(range(count))) for result in results)
+    seen = [row for encoder in encoders for row in encoder.seen]
+    assert sorted(seen) == sorted(set(range(count)) - kept)
+
+
+def interrupted(tensor: Tensor) -> Tensor:
+    raise KeyboardInterrupt
+
+
+def test_a_part_of_another_length_is_made_again(tmp_path: Path) -> None:
+    Parts(tmp_path).write(0, doubled(range(100, 104)))
+    Parts(tmp_path).write(5, doubled(range(100, 106)))
+    encoder = Encoder(2)
+    assert equal(share(encoder, 10, parts=Parts(tmp_path)), doubled(range(10)))
+    assert encoder.seen == list(range(10))
+    assert equal(Parts(tmp_path).read(5), doubled(range(5, 10)))
+
+
+def test_parts_are_written_beside_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that waits for the next piece to be made must not keep it from being made."""
+    going_on = threading.Event()
+    write = Parts.write
+
+    def waiting(parts: Parts, start: int, layers: Sequence[Tensor]) -> None:
+        assert start or going_on.wait(30)
+        write(parts, start, layers)
+
+    class Telling(Encoder):
+        def __call__(self, missing: list[range]) -> Generator[list[Tensor], None, None]:
+            for batch in super().__call__(missing):
+                if self.seen[-1] >= 5:
+                    going_on.set()
+                yield batch
+
+    monkeypatch.setattr(Parts, "write", waiting)
+    assert equal(share(Telling(2), 15, parts=Parts(tmp_path)), doubled(range(15)))
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_part_beyond_the_end_is_not_used(tmp_path: Path) -> None:
-    parts = Parts(tmp_path)
-    parts.write(0, doubled(range(5)))
-    pieces = list(resumed(doubled, [7, 8, 9], 2, parts))
-    assert torch.cat([piece[0] for piece in pieces]).flatten().tolist() == [7, 8, 9]
+def test_a_write_that_fails_unexpectedly_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(parts: Parts, start: int, layers: Sequence[Tensor]) -> None:
+        if start == 0:
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(Parts, "write", broken)
+    encoder = Encoder(5)
+    with pytest.raises(ValueError, match="a bug"):
+        share(encoder, 50, parts=Parts(tmp_path))
+    assert len(encoder.seen) <= 15
+
+
+def test_a_failed_encoder_leaves_what_was_finished(tmp_path: Path) -> None:
+    encoder = Encoder(5, stop=2)
+    with pytest.raises(KeyboardInterrupt):
+        share(encoder, 20, parts=Parts(tmp_path))
+    assert sorted(file.name[:9] for file in tmp_path.iterdir()) == ["000000000", "000000005"]
+
+
+def test_layers_are_gathered_one_by_one_and_given_up() -> None:
+    """While a layer is gathered, neither those before it nor their pieces are held twice."""
+    held: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def all_gather(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            held.append(weakref.ref(tensor))
+            alive.append(sum(ref() is not None for ref in held))
+        return torch.cat([tensor, tensor])
+
+    layers = share(Encoder(2), 9, rank=0, world_size=2, all_gather=all_gather)
+    assert [layer.shape for layer in layers] == [(9, 1), (9, 3)]
+    assert alive == [1, 1]
+
+
+def test_several_processes_need_a_way_to_gather() -> None:
+    with pytest.raises(ValueError, match="all_gather is needed for 2 processes"):
+        share(Encoder(1), 3, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("progress", "rank", "shown"), [(True, 0, "5/5"), (True, 1, ""), (False, 0, "")]
+)
+def test_one_progress_bar(
+    progress: bool, rank: int, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gather: Callable[[Tensor], Tensor] = lambda tensor: torch.cat([tensor] * 2)  # noqa: E731
+    share(Encoder(2), 10, rank=rank, world_size=2, all_gather=gather, progress=progress)
+    bar = capsys.readouterr().err
+    assert shown in bar
+    assert bool(bar) == bool(shown)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from features.ranks import Ranks
 from PIL import Image
 from tiny_hub import SIZE, cache_model, make_dinov2
-from torch import Tensor
+from torch import Tensor, nn
 from vision_zoo import noise
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.features import vision
 from prh_eval.features.parts import Parts
 from prh_eval.features.vision import VisionModel, load_vision_model, vision_features
+from prh_eval.features.vision_blocks import BlockModel
 from prh_eval.schema import Preprocessing, VisionEncoder
 
 SPEC = Preprocessing(
@@ -171,6 +174,27 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+# ------------------------------------------------------------------ several processes
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+@pytest.mark.parametrize("n", [1, 300, 1300])
+def test_processes_share_the_images(n: int, world_size: int) -> None:
+    encoders = [Counting() for _ in range(world_size)]
+    results = Ranks(world_size).run(
+        lambda rank, **options: vision_features(
+            encoders[rank], Numbered(n), batch_size=50, workers=1, progress=False, rank=rank,
+            **options,
+        )
+    )  # fmt: skip
+    for result in results:
+        same(result, numbers(n))
+    pieces = [range(start, min(start + 256, n)) for start in range(0, n, 256)]
+    for rank, encoder in enumerate(encoders):
+        share = [image for piece in pieces[rank::world_size] for image in piece]
+        assert sorted(encoder.prepared) == share
+
+
 # ------------------------------------------------------------------ memory
 
 
@@ -202,6 +226,26 @@ def test_other_errors_are_not_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counting, "read", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         vision_features(Counting(), Numbered(3), progress=False)
+
+
+def test_no_hidden_state_outlives_its_block(model: VisionModel) -> None:
+    """While a block runs, what is alive of those before it is its own input and pooled rows."""
+    assert isinstance(model, BlockModel)
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def note(block: nn.Module, args: Any, output: Any) -> None:
+        made.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+        alive.append(sum(ref() is not None for ref in made))
+
+    handles = [block.register_forward_hook(note) for block in model.loaded.blocks]
+    layers = model.read(torch.randn(2, 3, SIZE, SIZE))
+    for handle in handles:
+        handle.remove()
+    assert len(made) == len(layers) == 3
+    assert max(alive) <= 2
+    assert not any(ref() is not None for ref in made)
+    assert all(layer.untyped_storage().nbytes() == 4 * layer.numel() for layer in layers)
 
 
 # ------------------------------------------------------------------ parts

@@ -315,20 +315,92 @@ def test_write_out_prints_a_caption(model_folder: Path, caplog: pytest.LogCaptur
     assert "cloudy blue" in caplog.text
 
 
+BITS = {"prh_bits_per_byte": True}
+
+
 def test_bits_per_byte_is_lm_evals_own(model_folder: Path, colors: dict[str, str]) -> None:
-    run = evaluate(model_folder, {"prh_bits_per_byte": True}, limit=20)
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    nats = size = 0.0
-    with torch.no_grad():
-        for name in list(colors)[:20]:
-            ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(name)["input_ids"]]])
-            nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
-            size += len(name.encode())
-    expected = nats / size / np.log(2)
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    run = evaluate(model_folder, BITS, limit=20)
+    names = list(colors)[:20]
+    lm = HFLM(pretrained=str(model_folder), device="cpu", dtype="float32")
+    asked = [
+        Instance("loglikelihood_rolling", {}, (name,), idx, metadata=("t", idx, 1))
+        for idx, name in enumerate(names)
+    ]
+    nats = -np.array(lm.loglikelihood_rolling(asked, disable_tqdm=True))
+    size = np.array([len(name.encode()) for name in names])
+    expected = nats.sum() / size.sum() / np.log(2)
     listed = [metric["metric"] for metric in run["configs"][TASK]["metric_list"]]
-    assert listed[-1] == "bits_per_byte"
-    assert run["results"][TASK]["bits_per_byte,none"] == pytest.approx(expected, rel=1e-4)
+    assert listed[-2:] == ["bits_per_byte", "bits_per_byte_stderr"]
+    found = run["results"][TASK]
+    assert found["bits_per_byte,none"] == pytest.approx(expected, rel=1e-5)
+    assert run["higher_is_better"][TASK]["bits_per_byte"] is False
+    recorded = run["configs"][TASK]["metadata"]["alignment"]
+    assert recorded["nats"] == pytest.approx(nats.sum(), rel=1e-5)
+    assert recorded["bytes"] == size.sum()
+    # The jackknife over captions, which for a ratio of sums is nearly the same.
+    without = (nats.sum() - nats) / (size.sum() - size) / np.log(2)
+    jackknife = np.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())
+    assert found["bits_per_byte_stderr,none"] == pytest.approx(jackknife, rel=0.1)
+    # And the alignment is what it is without.
+    plain = evaluate(model_folder, limit=20)["results"][TASK]
+    assert {name: found[name] for name in plain if name != "alias"} == {
+        name: value for name, value in plain.items() if name != "alias"
+    }
+
+
+def test_use_cache_keeps_bits_per_byte(
+    model_folder: Path, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, passes = str(tmp_path / "responses"), []
+    real = language.language_features
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        passes.append(kwargs["prefix"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("prh_eval.harness.requests.language_features", counting)
+    plain = evaluate(model_folder, limit=30, use_cache=cache)
+    asked = evaluate(model_folder, BITS, limit=30, use_cache=cache)
+    again = evaluate(model_folder, BITS, limit=30, use_cache=cache)
+    assert again["results"] == asked["results"]
+    # Graphs without them do not answer; graphs with them answer both.
+    assert [prefix is None for prefix in passes] == [True, False]
+    assert evaluate(model_folder, limit=30, use_cache=cache)["results"] == plain["results"]
+    assert len(passes) == 2
+    other = {"model_args": f"pretrained={model_folder},dtype=float32,prefix_token_id=5"}
+    moved = evaluate(model_folder, BITS, limit=30, use_cache=cache, **other)
+    assert passes[2:] == [5]
+    name = "bits_per_byte,none"
+    assert moved["results"][TASK][name] != asked["results"][TASK][name]
+    # All of these are one graph.
+    assert len(list((cache_folder / "models").glob("*.safetensors"))) == 1
+
+
+def test_bits_per_byte_of_a_model_without_them_is_one_sentence(
+    colors: dict[str, str], tmp_path: Path
+) -> None:
+    from tiny_models import save_model
+
+    folder = save_model(tmp_path / "bert", colors, "bert")
+    with pytest.raises(PrhEvalError, match="BertLMHeadModel reads what comes after a token"):
+        evaluate(folder, BITS, limit=20)
+
+
+def test_bits_per_byte_need_a_token_to_begin_with(model_folder: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM(pretrained=str(model_folder), device="cpu", dtype="float32")
+    lm.tokenizer.eos_token = None
+    with pytest.raises(PrhEvalError, match="the tokenizer has no beginning or end of text"):
+        simple_evaluate(
+            model=lm,
+            tasks=[TASK],
+            task_manager=task_manager(str(resources.folder("tasks")), metadata=BITS),
+            limit=20,
+        )
 
 
 def test_prompts_of_other_tasks_do_not_touch_the_captions(
