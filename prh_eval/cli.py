@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from prh_eval import __version__, demo
-from prh_eval.commands import compare, leaderboard, pairs, references, rescore
+from prh_eval.commands import align, compare, leaderboard, pairs, plan, references, rescore
 from prh_eval.errors import PrhEvalError
 
 EXIT_BAD_INPUT = 2
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_arguments(demo_parser)
     demo_parser.set_defaults(command=demo.run)
 
-    for each in (references, pairs, compare, rescore, leaderboard):
+    for each in (references, pairs, compare, rescore, align, plan, leaderboard):
         each.add(commands)
     return parser
 

@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 import yaml
 from reference_files import write_numbers
 
@@ -159,10 +160,14 @@ def test_every_option_reaches_the_build(
     monkeypatch.setattr("prh_eval.references.build.reference_artifact", build)
     options = ["--device", "cpu", "--batch-size", "3", "--workers", "0", "--k", "7", "--rebuild"]
     options += ["--protocol", "unclipped", "--features", "f.safetensors", "--trust-remote-code"]
+    options += ["--memory", "2GB"]
     for caption, captions in (("0", ("a 0",)), ("1", ("b 0",)), ("mean", ("a 0", "b 0"))):
         assert run("build", "numbers", "--caption", caption, *options) == 2
+        processes = seen.pop("processes")
+        assert (processes.world_size, processes.device) == (1, torch.device("cpu"))
         assert seen == {
             "captions": captions,
+            "memory_bytes": 2_000_000_000,
             "device": "cpu",
             "batch_size": 3,
             "workers": 0,

@@ -1,9 +1,12 @@
-"""Types of command-line arguments that several subcommands take."""
+"""Types and checks of command-line arguments that several subcommands take."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Literal
+
+from prh_eval.errors import PrhEvalError
 
 
 def positive(text: str) -> int:
@@ -20,6 +23,18 @@ def not_negative(text: str) -> int:
     return int(text)
 
 
+_UNITS = {"": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", 1)}}
+_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
+
+
+def size(text: str) -> int:
+    """A number of bytes, as ``2GB`` or ``1.5 GiB``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", text.strip().lower())
+    if found is None or found[2].upper() not in _UNITS or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number of bytes, as 2GB or 512MiB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
 def caption(text: str) -> int | Literal["mean"]:
     """Which caption of an item: its number, from 0, or ``mean``."""
     if text == "mean":
@@ -27,3 +42,29 @@ def caption(text: str) -> int | Literal["mean"]:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0, or mean")
     return int(text)
+
+
+def check_device(given: str | None) -> None:
+    """Refuse a device that cannot be used here; none is set up, as each process has its own.
+
+    Args:
+        given: As a person wrote it; None where nobody did.
+
+    Raises:
+        PrhEvalError: If torch does not know it, or this machine does not have it.
+    """
+    if given is None:
+        return
+    import torch
+
+    why = ""
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+    else:
+        count = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            why = f"this machine has {count} CUDA devices that this torch can use"
+    if why:
+        raise PrhEvalError(f"the device {given!r} cannot be used here: {why}")

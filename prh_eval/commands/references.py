@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from prh_eval.commands.arguments import caption, not_negative, positive
+from prh_eval.commands.arguments import caption, check_device, not_negative, positive, size
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
     from prh_eval.pairs.dataset import PairedDataset
     from prh_eval.schema import Reference
+    from prh_eval.store import GraphArtifact
 
 EXIT_FOUND_MISTAKES = 1
 
@@ -58,6 +59,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     build.add_argument(
         "--k", type=positive, default=100, help="largest neighbourhood kept; default: 100"
+    )
+    build.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="what a search for neighbours may take on its device, as 20GB; default: half of what "
+        "is free on a GPU, 4GiB on a CPU",
     )
     build.add_argument("--rebuild", action="store_true", help="build even what is current")
     build.add_argument(
@@ -199,7 +207,8 @@ def _try(reference: Reference, arguments: argparse.Namespace) -> str:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from prh_eval.references.build import artifact_path, reference_artifact
+    from prh_eval.processes import processes
+    from prh_eval.references.build import reference_artifact
     from prh_eval.references.registry import load_reference
 
     if arguments.features is not None:
@@ -208,28 +217,35 @@ def _build(arguments: argparse.Namespace) -> int:
         if arguments.features.suffix != ".safetensors":
             raise PrhEvalError(f"--features {arguments.features} should end in .safetensors")
     references = [load_reference(given) for given in arguments.references]
-    for reference in references:
-        artifact = reference_artifact(
-            reference,
-            _pairs(reference, arguments.caption),
-            protocol=arguments.protocol,
-            k=arguments.k,
-            graph_k=arguments.k,
-            device=arguments.device,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            trust_remote_code=arguments.trust_remote_code,
-            rebuild=arguments.rebuild,
-            features=arguments.features,
-        )
-        path = artifact_path(artifact.header)
-        graph = artifact.graph
-        kept = f"{path} ({path.stat().st_size / 1e6:.1f} MB)" if path.exists() else "not kept"
-        print(
-            f"{reference.name}: {_layers(graph.layers)}, {graph.n} items, neighbours up to "
-            f"k = {graph.k}: {kept}"
-        )
+    check_device(arguments.device)
+    with processes(arguments.device) as group:
+        for reference in references:
+            artifact = reference_artifact(
+                reference,
+                _pairs(reference, arguments.caption),
+                protocol=arguments.protocol,
+                k=arguments.k,
+                graph_k=arguments.k,
+                device=arguments.device,
+                batch_size=arguments.batch_size,
+                workers=arguments.workers,
+                trust_remote_code=arguments.trust_remote_code,
+                rebuild=arguments.rebuild,
+                features=arguments.features,
+                memory_bytes=arguments.memory,
+                processes=group,
+            )
+            if group.first:
+                print(f"{reference.name}: {_kept(artifact)}")
     return 0
+
+
+def _kept(artifact: GraphArtifact) -> str:
+    from prh_eval.references.build import artifact_path
+
+    path, graph = artifact_path(artifact.header), artifact.graph
+    kept = f"{path} ({path.stat().st_size / 1e6:.1f} MB)" if path.exists() else "not kept"
+    return f"{_layers(graph.layers)}, {graph.n} items, neighbours up to k = {graph.k}: {kept}"
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from prh_eval import __version__, store
 from prh_eval.alignment.graph import GRAPH_K, GRAPH_VERSION
-from prh_eval.alignment.neighbors import neighbor_graph
-from prh_eval.alignment.preprocess import preprocess, validate_features
 from prh_eval.alignment.preprocess import protocol as named_protocol
+from prh_eval.alignment.preprocess import validate_features
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.files import file_fingerprint
 from prh_eval.features.parts import Parts
 from prh_eval.hub import folder_fingerprint
+from prh_eval.layer_graphs import GraphParts, features_fingerprint, layer_graphs, made_from
 from prh_eval.pairs.dataset import PairedDataset
+from prh_eval.processes import Processes
 from prh_eval.references.definition import definition, differences
 from prh_eval.references.encode import encode
 from prh_eval.resources import cache_folder
@@ -56,6 +57,8 @@ def reference_artifact(
     trust_remote_code: bool = False,
     rebuild: bool = False,
     features: Path | None = None,
+    memory_bytes: int | None = None,
+    processes: Processes | None = None,
 ) -> GraphArtifact:
     """The neighbour graphs of a reference on paired data: from the cache, or built and kept there.
 
@@ -70,7 +73,8 @@ def reference_artifact(
         protocol: Name of the preprocessing protocol; it does not apply to Euclidean similarity.
         k: Neighbourhood size that the graph must answer for.
         graph_k: Neighbourhood size that a new graph answers for where the items allow it.
-        device: Where the encoder computes; None: the first GPU, else the CPU.
+        device: Where the encoder computes and neighbours are searched; None: the first GPU, else
+            the CPU.
         batch_size: Images or captions at once; halved when memory runs out.
         workers: Threads that decode images; None: one a core, at most 8.
         progress: Whether to show progress bars.
@@ -79,6 +83,10 @@ def reference_artifact(
         rebuild: Whether to build even where a current graph is in the cache.
         features: Where to keep the features of every layer as they leave the encoder
             (safetensors); None: they are not kept. Implies ``rebuild``.
+        memory_bytes: What the search of a layer may take on its device, beyond what the features
+            are stored in; None: half of what is free on a GPU, 4 GiB elsewhere.
+        processes: Those that share the work, each of which calls this with the same arguments, and
+            whose devices count in place of ``device``; None: this one alone.
 
     Returns:
         The graphs of all layers, with a header of everything that made them: ``made_from`` and
@@ -86,57 +94,77 @@ def reference_artifact(
 
     Raises:
         PrhEvalError: If the encoder cannot be loaded, an image or file cannot be read, or the
-            pairs do not have what the reference needs.
+            pairs do not have what the reference needs, or the memory is too small for the search.
     """
     header = _header(reference, pairs, protocol)
     path = artifact_path(header)
     k = min(k, len(pairs) - 1)
     rebuild = rebuild or features is not None
-    artifact, reason = (None, "it was asked for") if rebuild else _cached(path, header, k)
-    if artifact is not None:
-        return artifact
+    # By default alone: of several that lm-eval has started, each comes here by itself.
+    group = processes or Processes(0, 1, 0, Processes.current(device).device)
+    artifact, reason = None, "it was asked for"
+    if group.first and not rebuild:
+        artifact, reason = _cached(path, header, k)
     with ExitStack() as stack:
-        parts = None
-        try:
-            stack.enter_context(store.locked(path))
-        except OSError as error:
-            store.warn_unwritable(path, error)
-        else:
-            if not rebuild:
-                # Another process may have built it while this one waited.
-                artifact, reason = _cached(path, header, k)
-                if artifact is not None:
-                    return artifact
-            parts = _parts(path, header)
+        folder = None
+        if group.first and artifact is None:
+            try:
+                stack.enter_context(store.locked(path))
+            except OSError as error:
+                store.warn_unwritable(path, error)
+            else:
+                if not rebuild:
+                    # Another process may have built it while this one waited.
+                    artifact, reason = _cached(path, header, k)
+                folder = _unfinished(path, header)
+        artifact, folder = group.broadcast_object((artifact, folder))
+        if artifact is not None:
+            return artifact
         logger.info("building the reference %s: %s", reference.name, reason)
         started = time.monotonic()
+        parts = Parts(folder) if folder else None
         encoded = encode(
             reference,
             pairs,
-            device=device,
+            device=group.device,
             batch_size=batch_size,
             workers=workers,
             progress=progress,
             trust_remote_code=trust_remote_code,
             parts=parts,
+            processes=group,
         )
-        if features is not None:
+        if features is not None and group.first:
             _keep_features(features, encoded.layers, header)
-        layers = encoded.layers
-        validate_features(layers, k=1, name=f"the features of the reference {reference.name}")
-        graph = neighbor_graph(
-            preprocess(layers, named_protocol(protocol))
-            if reference.similarity == "cosine"
-            else layers,
-            min(max(k, graph_k), len(pairs) - 1),
-            similarity=reference.similarity,
+        name = f"the features of the reference {reference.name}"
+        validate_features(encoded.layers, k=1, name=name)
+        graph_k = min(max(k, graph_k), len(pairs) - 1)
+        rule, similarity = named_protocol(protocol), reference.similarity
+        made = made_from(features_fingerprint(encoded.layers), rule, similarity)
+        graph_parts = GraphParts(folder, made, graph_k) if folder else None
+        graph = layer_graphs(
+            encoded.layers,
+            graph_k,
+            protocol=rule,
+            processes=group,
+            similarity=similarity,
+            memory_bytes=memory_bytes,
+            parts=graph_parts,
         )
-        artifact = GraphArtifact(graph, {**header, "facts": encoded.facts})
-        if store.save_artifact(path, artifact):
-            seconds = time.monotonic() - started
-            logger.info("built the reference %s in %.0f s: %s", reference.name, seconds, path)
-        if parts is not None:
+        saved = False
+        if graph is not None:
+            artifact = GraphArtifact(graph, {**header, "facts": encoded.facts})
+            saved = store.save_artifact(path, artifact)
+            if saved:
+                seconds = time.monotonic() - started
+                logger.info("built the reference %s in %.0f s: %s", reference.name, seconds, path)
+        artifact, saved = cast(
+            "tuple[GraphArtifact, bool]", group.broadcast_object((artifact, saved))
+        )
+        # On every machine, since each may have a cache folder of its own.
+        if saved and parts and graph_parts:
             parts.clear()
+            graph_parts.clear()
     return artifact
 
 
@@ -230,14 +258,15 @@ def _cached(path: Path, header: Mapping[str, Any], k: int) -> tuple[GraphArtifac
     return artifact, ""
 
 
-def _parts(path: Path, header: Mapping[str, Any]) -> Parts:
+def _unfinished(path: Path, header: Mapping[str, Any]) -> Path:
     """Where a build keeps what it has done; parts of an earlier definition are cleared away."""
     folder = path.parent / "unfinished"
     current = f"{path.stem}-{fingerprint([header['made_from'], header['evidence']])[:16]}"
     for other in folder.glob(f"{path.stem}-*"):
         if other.name != current:
             Parts(other).clear()
-    return Parts(folder / current)
+            GraphParts(other, {}, 0).clear()
+    return folder / current
 
 
 def _keep_features(path: Path, layers: list[Tensor], header: Mapping[str, Any]) -> None:

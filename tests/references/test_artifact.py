@@ -18,10 +18,13 @@ import pytest
 import safetensors.numpy
 import torch
 import yaml
+from aligning_worlds import build_reference
+from process_worlds import world
 from tiny_hub import SIZE, make_dinov2, make_image_captions, write_reference
 from tiny_models import save_model
 from transformers import Dinov2Model
 
+from prh_eval import layer_graphs
 from prh_eval.colors import cielab
 from prh_eval.errors import PrhEvalError
 from prh_eval.features import vision
@@ -123,7 +126,8 @@ def test_every_setting_reaches_the_encoder(
     choices = {"batch_size": 3, "device": "cpu", "workers": 0, "trust_remote_code": True}
     artifact_of(yaml_file(), **choices)
     del seen["parts"]
-    assert seen == {**choices, "progress": False}
+    assert seen.pop("processes").world_size == 1
+    assert seen == {**choices, "device": torch.device("cpu"), "progress": False}
 
 
 def test_the_colours_graph_is_raw_euclidean(cache_folder: Path) -> None:
@@ -465,6 +469,95 @@ def test_a_killed_build_goes_on_where_it_was(
     )
     assert torch.equal(artifact.graph.indices, whole.graph.indices)
     assert sorted(decoded[8:]) == list(range(16))
+
+
+# A build that is killed once the graph of its second layer is on disk.
+_KILLED_IN_A_SEARCH = """
+import os, sys
+from prh_eval import layer_graphs
+from prh_eval.pairs.load import load_pairs
+from prh_eval.references.build import reference_artifact
+from prh_eval.references.registry import load_reference
+
+write = layer_graphs.GraphParts.write
+
+def and_die(self, layer, graph):
+    write(self, layer, graph)
+    if layer == 1:
+        os.kill(os.getpid(), 9)
+
+layer_graphs.GraphParts.write = and_die
+reference = load_reference(sys.argv[1])
+pairs = load_pairs(reference.pairs)
+reference_artifact(reference, pairs, protocol="paper", progress=False)
+"""
+
+
+def test_a_killed_search_goes_on_at_the_layer_it_reached(
+    yaml_file: Callable[..., Path], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = yaml_file()
+    command = [sys.executable, "-c", _KILLED_IN_A_SEARCH, str(path)]
+    assert subprocess.run(command, env=_environment()).returncode == -9
+    assert not list((cache_folder / "references").glob("*.safetensors"))
+    unfinished = cache_folder / "references" / "unfinished"
+    (folder,) = unfinished.iterdir()
+    assert len(list(folder.glob("*.layer.safetensors"))) == 2
+    old = unfinished / (folder.name[:-16] + "0" * 16)
+    shutil.copytree(folder, old)
+
+    searched = []
+    search = layer_graphs.neighbor_graph
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        searched.append(options["device"])
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(layer_graphs, "neighbor_graph", counted)
+    artifact = artifact_of(path, device="cpu")
+    assert searched == [torch.device("cpu")]
+    assert not list(unfinished.iterdir())
+    whole = artifact_of(path, rebuild=True)
+    assert len(searched) == 4
+    assert torch.equal(artifact.graph.indices, whole.graph.indices)
+    assert torch.equal(artifact.graph.tied, whole.graph.tied)
+
+
+def test_what_is_kept_of_a_build_stays_until_the_whole_is_written(
+    yaml_file: Callable[..., Path], cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = yaml_file()
+    with monkeypatch.context() as unwritable:
+        unwritable.setattr(build.store, "save_artifact", lambda *_: False)
+        first = artifact_of(path)
+    unfinished = cache_folder / "references" / "unfinished"
+    assert len(list(unfinished.glob("*/*.layer.safetensors"))) == 3
+    monkeypatch.setattr(layer_graphs, "neighbor_graph", None)
+    second = artifact_of(path)
+    assert torch.equal(first.graph.indices, second.graph.indices)
+    assert not list(unfinished.iterdir())
+
+
+def test_memory_that_is_too_small_is_told(yaml_file: Callable[..., Path]) -> None:
+    with pytest.raises(PrhEvalError, match="of memory, where 1 MB are allowed"):
+        artifact_of(yaml_file(), memory_bytes=1000)
+
+
+def test_processes_build_what_one_does(
+    yaml_file: Callable[..., Path], tmp_path: Path, cache_folder: Path
+) -> None:
+    path = yaml_file()
+    ended = world(build_reference, 2, tmp_path)
+    assert [each.status for each in ended] == [0, 0], ended
+    shared = read_artifact(file_in(cache_folder))
+    assert not list((cache_folder / "references" / "unfinished").iterdir())
+    alone = artifact_of(path, rebuild=True)
+    assert torch.equal(shared.graph.indices, alone.graph.indices)
+    assert torch.equal(shared.graph.tied, alone.graph.tied)
+    assert shared.header == alone.header
+    printed = [(tmp_path / f"stdout_{rank}").read_text() for rank in (0, 1)]
+    assert printed[0].startswith("tiny: 3 layers, 16 items, neighbours up to k = 15: ")
+    assert printed[1] == ""
 
 
 def test_an_unwritable_cache_folder_does_not_stop_a_run(

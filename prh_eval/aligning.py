@@ -1,0 +1,375 @@
+"""From the features in two files to their alignment, at any number of items."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from prh_eval import __version__, store
+from prh_eval.alignment.graph import GRAPH_VERSION
+from prh_eval.alignment.layers import Alignment, align
+from prh_eval.alignment.preprocess import Protocol, validate_features
+from prh_eval.alignment.preprocess import protocol as named_protocol
+from prh_eval.alignment.tiles import plan_search
+from prh_eval.artifacts import different_data, protocol_of, same_data
+from prh_eval.errors import PrhEvalError
+from prh_eval.features.files import file_features
+from prh_eval.layer_graphs import (
+    GraphParts,
+    Similarity,
+    features_fingerprint,
+    layer_graphs,
+    made_from,
+)
+from prh_eval.processes import Processes
+from prh_eval.resources import cache_folder
+from prh_eval.schema import FeatureFile
+from prh_eval.store import ArtifactError, GraphArtifact
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to align, as a person names it.
+
+    Attributes:
+        path: Of features, as :func:`prh_eval.features.files.file_features` reads them, or of
+            neighbour graphs that prh_eval made.
+        names: Which tensors of a file of features, in the order of the layers; None: all of them.
+        similarity: How neighbours are ranked among features; None: by cosine.
+        named_by: What a person names the tensors with, for messages.
+    """
+
+    path: str
+    names: list[str] | None = None
+    similarity: Similarity | None = None
+    named_by: str = "'names'"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was aligned of a file.
+
+    Attributes:
+        file: Its path, as it was given.
+        names: The tensors that were named; None: all of them.
+        features: SHA-256 over the types, shapes and values of all layers; None where the file has
+            graphs and does not say what they were made from.
+        protocol: The preprocessing; None where values were compared as they are.
+        similarity: How neighbours were ranked.
+        artifact: The graphs of all layers.
+    """
+
+    file: str
+    names: list[str] | None
+    features: str | None
+    protocol: str | None
+    similarity: str
+    artifact: GraphArtifact
+
+
+def align_files(
+    x: Source,
+    y: Source,
+    *,
+    k: int = 10,
+    graph_k: int | None = None,
+    protocol: str = "paper",
+    memory_bytes: int | None = None,
+    folder: Path | None = None,
+    processes: Processes | None = None,
+    progress: bool = False,
+) -> tuple[Alignment, Side, Side] | None:
+    """Align the features in two files.
+
+    The graphs of each file are kept under a name that is made of the features' values and of how
+    they are compared, so that aligning the same features with others makes them once. A run that
+    was killed goes on at the layer it reached.
+
+    Args:
+        x: The model.
+        y: The reference: the same n items in the same order.
+        k: Neighbourhood size, 1 <= k <= n - 1.
+        graph_k: Neighbourhood size that new graphs answer for, at least ``k``; None: ``k``.
+        protocol: Name of the preprocessing; it does not apply to Euclidean similarity.
+        memory_bytes: What the search of a layer may take on its device, beyond what the features
+            are stored in; None: half of what is free on a GPU, 4 GiB elsewhere.
+        folder: Where graphs are kept; None: ``aligned`` in the cache folder.
+        processes: Those that share the work, each of which calls this with the same arguments;
+            None: those of torch's process group, where there is one, else this one alone.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The alignment of every layer pair, and what was aligned; None in processes other than the
+        first.
+
+    Raises:
+        PrhEvalError: If a file cannot be read, has a value that is not finite, or is another one on
+            another machine, the files differ in the number of items, k does not fit them, or the
+            memory is too small.
+    """
+    rule = named_protocol(protocol)
+    processes = processes or Processes.current()
+    folder = cache_folder() / "aligned" if folder is None else folder
+    contents = [_read(source) for source in (x, y)]
+    n, other = map(_items, contents)
+    if n != other:
+        raise PrhEvalError(
+            f"{x.path} has {n} items and {y.path} has {other}; both must describe the same items, "
+            "in the same order"
+        )
+    if not 1 <= k <= n - 1:
+        raise PrhEvalError(
+            f"k = {k} nearest neighbours cannot be found among {n} items; k must be between 1 and "
+            f"{n - 1}"
+        )
+    graph_k = k if graph_k is None else graph_k
+    if not k <= graph_k <= n - 1:
+        raise PrhEvalError(
+            f"graphs for k up to {graph_k} are asked for, which should be from k = {k} to the "
+            f"{n - 1} other items"
+        )
+    _check_same_data(x, y, contents)
+    # All that can be wrong shows before the first search.
+    prepared = [
+        _of_graphs(source, content, k, rule)
+        if isinstance(content, GraphArtifact)
+        else _of_features(source, content, k, rule, folder, processes, progress)
+        for source, content in zip((x, y), contents, strict=True)
+    ]
+    for each in prepared:
+        if isinstance(each, _Unmade):
+            _check_memory(each, graph_k, memory_bytes, processes)
+    sides = [
+        _made(each, graph_k, memory_bytes, processes, progress)
+        if isinstance(each, _Unmade)
+        else each
+        for each in prepared
+    ]
+    if not processes.first or sides[0] is None or sides[1] is None:
+        return None
+    alignment = align(sides[0].artifact.graph, sides[1].artifact.graph, k)
+    return alignment, sides[0], sides[1]
+
+
+_Content = GraphArtifact | list[Tensor]
+
+
+def _read(source: Source) -> _Content:
+    """What a file holds: graphs that prh_eval made, or the features of every layer."""
+    path = Path(source.path).expanduser()
+    try:
+        store.read_metadata(path)
+    except ArtifactError:
+        spec = FeatureFile(path=source.path, names=source.names)
+        return file_features(spec, named_by=source.named_by)
+    return store.read_artifact(path)
+
+
+def _items(content: _Content) -> int:
+    return content.graph.n if isinstance(content, GraphArtifact) else content[0].shape[0]
+
+
+def _check_same_data(x: Source, y: Source, contents: Sequence[_Content]) -> None:
+    """Refuse graphs that say themselves that they are of other items."""
+    headers = [each.header for each in contents if isinstance(each, GraphArtifact)]
+    known = [header for header in headers if "pairs" in header]
+    if len(known) == 2 and not same_data(*known):
+        raise PrhEvalError(different_data(x.path, known[:1], y.path, known[1:]))
+
+
+def _of_graphs(source: Source, artifact: GraphArtifact, k: int, rule: Protocol) -> Side:
+    """A file of graphs, if they are what is asked for."""
+    made = artifact.header.get("made_from", artifact.header)
+    version = made.get("graph_version", GRAPH_VERSION)
+    protocol = protocol_of(artifact.header)
+    # Graphs of language models that lm-eval ran do not say it: they are all made by cosine.
+    similarity = made.get("similarity", "cosine")
+    wrong = ""
+    if version != GRAPH_VERSION:
+        wrong = f"of version {version}, where this version of prh_eval makes {GRAPH_VERSION}"
+    elif k > artifact.graph.k:
+        wrong = f"for k up to {artifact.graph.k}, where k = {k} is asked for"
+    elif protocol not in (rule.name, None):
+        wrong = f"of the protocol {protocol!r}, where {rule.name!r} is asked for"
+    elif source.similarity not in (similarity, None):
+        wrong = f"by {similarity} similarity, where {source.similarity} is asked for"
+    elif source.names is not None:
+        wrong = "of all layers, so that no tensors can be named"
+    if wrong:
+        raise PrhEvalError(f"the neighbour graphs in {source.path} are {wrong}")
+    features = made.get("features")
+    known = features if isinstance(features, str) else None
+    return Side(source.path, None, known, protocol, similarity, artifact)
+
+
+@dataclass(frozen=True)
+class _Unmade:
+    """Features whose graphs are not kept yet: which, how they are to be made, and where kept."""
+
+    source: Source
+    features: Sequence[Tensor]
+    k: int
+    rule: Protocol
+    similarity: Similarity
+    made_from: dict[str, Any]
+    path: Path
+
+    def side(self, artifact: GraphArtifact) -> Side:
+        source, made_from = self.source, self.made_from
+        return Side(
+            source.path,
+            source.names,
+            made_from["features"],
+            made_from["protocol"],
+            self.similarity,
+            artifact,
+        )
+
+
+def _of_features(
+    source: Source,
+    features: Sequence[Tensor],
+    k: int,
+    rule: Protocol,
+    folder: Path,
+    processes: Processes,
+    progress: bool,
+) -> Side | _Unmade | None:
+    """Features with their graphs if those are kept, else checked; None where others know more."""
+    similarity = source.similarity or "cosine"
+    definition = made_from(_fingerprint(source, features, processes, progress), rule, similarity)
+    path = folder / f"{store.fingerprint(definition)[:32]}{store.SUFFIX}"
+    unmade = _Unmade(source, features, k, rule, similarity, definition, path)
+    artifact = _kept(path, definition, k) if processes.first else None
+    if processes.broadcast_object(artifact is not None):
+        return unmade.side(artifact) if artifact else None
+    if processes.first:
+        validate_features(features, k=1, name=f"the features in {source.path}")
+    return unmade
+
+
+def _check_memory(
+    unmade: _Unmade, graph_k: int, memory_bytes: int | None, processes: Processes
+) -> None:
+    """Refuse memory that is too small for the search of any layer."""
+    for width in {layer.shape[1] for layer in unmade.features}:
+        plan_search(
+            unmade.features[0].shape[0],
+            width,
+            graph_k,
+            memory_bytes=memory_bytes,
+            device=processes.device,
+            processes=processes.world_size,
+        )
+
+
+def _fingerprint(
+    source: Source, features: Sequence[Tensor], processes: Processes, progress: bool
+) -> str:
+    """The fingerprint of features, which every machine finds to be the same."""
+    made = None
+    if processes.local_rank == 0:
+        with _bar(f"reading {source.path}", len(features), progress and processes.first) as bar:
+            made = features_fingerprint(features, lambda done: _advance(bar, done))
+    found = {each for each in processes.all_gather_object(made) if each is not None}
+    if len(found) > 1:
+        raise PrhEvalError(
+            f"{source.path} is not the same file on every machine; each must have a copy, or all "
+            "a folder in common"
+        )
+    (fingerprint,) = found
+    return fingerprint
+
+
+def _made(
+    unmade: _Unmade,
+    graph_k: int,
+    memory_bytes: int | None,
+    processes: Processes,
+    progress: bool,
+) -> Side | None:
+    """Make graphs and keep them, unless another run has made them since; None but in the first."""
+    path, where = unmade.path, unmade.source.path
+    with ExitStack() as stack:
+        artifact = parts = None
+        if processes.first:
+            try:
+                stack.enter_context(store.locked(path))
+            except OSError as error:
+                store.warn_unwritable(path, error)
+            else:
+                artifact = _kept(path, unmade.made_from, unmade.k)
+                unfinished = path.parent / "unfinished" / path.stem
+                parts = GraphParts(unfinished, unmade.made_from, graph_k)
+        if processes.broadcast_object(artifact is not None):
+            return unmade.side(artifact) if artifact else None
+        started = time.monotonic()
+        bar = stack.enter_context(_bar(where, len(unmade.features), progress and processes.first))
+
+        def advance(done: int) -> None:
+            _advance(bar, done)
+            if progress and bar.disable:  # no terminal
+                seconds = time.monotonic() - started
+                logger.info("%s: %d of %d layers, %.0f s", where, done, bar.total, seconds)
+
+        graph = layer_graphs(
+            unmade.features,
+            graph_k,
+            protocol=unmade.rule,
+            processes=processes,
+            similarity=unmade.similarity,
+            memory_bytes=memory_bytes,
+            parts=parts,
+            progress=advance,
+        )
+        if graph is None:
+            return None
+        artifact = GraphArtifact(graph, _header(unmade))
+        if store.save_artifact(path, artifact) and parts:
+            logger.info("the neighbour graphs of %s are kept: %s", where, path)
+            parts.clear()
+    return unmade.side(artifact)
+
+
+def _kept(path: Path, definition: Mapping[str, Any], k: int) -> GraphArtifact | None:
+    """The graphs that were kept, if they are whole and answer for k."""
+    if not path.exists():
+        return None
+    try:
+        artifact = store.read_artifact(path)
+    except ArtifactError as error:
+        logger.warning("%s; it is made anew", error)
+        return None
+    whole = artifact.header.get("made_from") == definition and artifact.graph.k >= k
+    return artifact if whole else None
+
+
+def _header(unmade: _Unmade) -> dict[str, Any]:
+    return {
+        "kind": "features",
+        "file": unmade.source.path,
+        "names": unmade.source.names,
+        "made_from": unmade.made_from,
+        "versions": {"prh_eval": __version__, "torch": torch.__version__},
+    }
+
+
+def _bar(what: str, layers: int, progress: bool) -> tqdm[NoReturn]:
+    """A bar of layers, where there is a terminal."""
+    shown = None if progress else True
+    return tqdm(total=layers, desc=what, unit="layer", leave=False, disable=shown)
+
+
+def _advance(bar: tqdm[NoReturn], done: int) -> None:
+    bar.update(done - bar.n)

@@ -1,0 +1,211 @@
+"""``prh-eval align``: from the features in two files to their alignment, at any size."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prh_eval.commands.arguments import check_device, positive, size
+from prh_eval.errors import PrhEvalError
+
+if TYPE_CHECKING:
+    from prh_eval.aligning import Side
+    from prh_eval.alignment.layers import Alignment
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``align``."""
+    parser = commands.add_parser(
+        "align",
+        help="the alignment of two models from their features in files, up to millions of items",
+        description="Scores every pair of layers and takes the best. X and Y are files of "
+        "features, a row an item, in the same order: .safetensors, .npy, .npz or .pt with tensors "
+        "(items, width), one a layer, or (items, layers, width); or files of graphs that prh_eval "
+        "made. The neighbour graphs of each are kept, so that a run that is stopped goes on at the "
+        "layer it reached, and X with another Y is made once. torchrun and accelerate launch share "
+        "the work among GPUs and machines. How to run a million items: docs/large-n.md.",
+    )
+    parser.add_argument("x", metavar="X", help="the model")
+    parser.add_argument("y", metavar="Y", help="what it is compared with")
+    parser.add_argument("--k", type=positive, default=10, help="neighbourhood size; default: 10")
+    parser.add_argument(
+        "--graph-k",
+        type=positive,
+        metavar="K",
+        help="largest neighbourhood that the kept graphs will answer for; default: that of --k",
+    )
+    parser.add_argument("--protocol", default="paper", help="preprocessing; default: paper")
+    for option, of in (("--similarity", "both"), ("--x-similarity", "X"), ("--y-similarity", "Y")):
+        parser.add_argument(
+            option,
+            choices=("cosine", "euclidean"),
+            help=f"how the neighbours of {of} are ranked; default: "
+            + ("cosine" if of == "both" else "that of --similarity"),
+        )
+    for side in ("x", "y"):
+        parser.add_argument(
+            f"--{side}-names",
+            nargs="+",
+            metavar="NAME",
+            help=f"tensors of {side.upper()} in the order of the layers; default: all, numbers in "
+            "the names in numerical order",
+        )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="where graphs are kept; default: aligned/ in PRH_EVAL_CACHE or the user's cache",
+    )
+    parser.add_argument(
+        "--memory",
+        type=size,
+        metavar="SIZE",
+        help="what a search may take on its device, as 20GB; default: half of what is free on "
+        "a GPU, 4GiB on a CPU",
+    )
+    parser.add_argument("--device", help="as cuda:1 or cpu; default: the first GPU, else the CPU")
+    parser.add_argument("--json", action="store_true", help="for machines, in place of the table")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the result to this file, as JSON"
+    )
+    parser.set_defaults(command=_align)
+
+
+def _align(arguments: argparse.Namespace) -> int:
+    from prh_eval.aligning import Source, align_files
+    from prh_eval.processes import processes
+
+    output: Path | None = arguments.output
+    if output is not None:
+        _check_output(output)
+    both = arguments.similarity
+    check_device(arguments.device)
+    with processes(arguments.device) as group:
+        aligned = align_files(
+            Source(arguments.x, arguments.x_names, arguments.x_similarity or both, "--x-names"),
+            Source(arguments.y, arguments.y_names, arguments.y_similarity or both, "--y-names"),
+            k=arguments.k,
+            graph_k=arguments.graph_k,
+            protocol=arguments.protocol,
+            memory_bytes=arguments.memory,
+            folder=arguments.work,
+            processes=group,
+            progress=True,
+        )
+        if aligned is not None:
+            text = json.dumps(as_json(*aligned), indent=2, ensure_ascii=False)
+            print(text if arguments.json else table(*aligned))
+            if output is not None:
+                _write(output, text + "\n")
+    return 0
+
+
+def as_json(result: Alignment, x: Side, y: Side) -> dict[str, Any]:
+    """The whole result in JSON values; layers are counted from 0."""
+    import torch
+
+    from prh_eval import __version__
+    from prh_eval.alignment.graph import GRAPH_VERSION
+
+    sides = {}
+    for name, side in (("x", x), ("y", y)):
+        sides[name] = {
+            "file": side.file,
+            "names": side.names,
+            "features": side.features,
+            "layers": side.artifact.graph.layers,
+            "protocol": side.protocol,
+            "similarity": side.similarity,
+        }
+    return {
+        "metric": "mutual_knn",
+        "score": result.score,
+        "stderr": result.stderr,
+        "x_layer": result.x_layer,
+        "y_layer": result.y_layer,
+        "last_layer_score": result.last_layer_score,
+        "last_layer_stderr": result.last_layer_stderr,
+        "last_layer_y": result.last_layer_y,
+        "chance": result.chance,
+        "n": result.n,
+        "k": result.k,
+        **sides,
+        "grid": result.grid.tolist(),
+        "versions": {
+            "prh_eval": __version__,
+            "torch": torch.__version__,
+            "graphs": GRAPH_VERSION,
+        },
+    }
+
+
+def table(result: Alignment, x: Side, y: Side) -> str:
+    """The result for people: the scores, and for each layer of X the layer of Y that is best."""
+    from tabulate import tabulate
+
+    last = x.artifact.graph.layers - 1
+    scores: list[list[object]] = [
+        [
+            "best pair of layers",
+            _score(result.score, result.stderr),
+            result.x_layer,
+            result.y_layer,
+        ],
+        [
+            "last layer of X",
+            _score(result.last_layer_score, result.last_layer_stderr),
+            last,
+            result.last_layer_y,
+        ],
+        ["by chance, any pair", f"{result.chance:.3g}", "", ""],
+    ]
+    columns: list[str] = ["", "score ± standard error", "layer of X", "layer of Y"]
+    best: list[list[object]] = [
+        [layer, int(row.argmax()), f"{float(row.max()):.{_digits(result.stderr)}f}"]
+        for layer, row in enumerate(result.grid)
+    ]
+    return "\n".join(
+        [
+            *(f"{name}: {_described(side)}" for name, side in (("X", x), ("Y", y))),
+            f"n = {result.n:,} items, k = {result.k} nearest neighbours; layers count from 0\n",
+            tabulate(scores, columns, disable_numparse=True),
+            "\nEach layer of X with the layer of Y that is best for it:\n",
+            tabulate(best, ["layer of X", "layer of Y", "score"], disable_numparse=True),
+        ]
+    )
+
+
+def _described(side: Side) -> str:
+    layers = side.artifact.graph.layers
+    rule = f", protocol {side.protocol}" if side.protocol else ""
+    return f"{side.file} ({layers} layer{'' if layers == 1 else 's'}, {side.similarity}{rule})"
+
+
+def _score(score: float, stderr: float) -> str:
+    digits = _digits(stderr)
+    return f"{score:.{digits}f} ± {stderr:.{digits}f}"
+
+
+def _digits(stderr: float) -> int:
+    """Decimals that show two figures of a standard error, from 3 to 8."""
+    return min(max(3, 1 - math.floor(math.log10(stderr))), 8) if stderr > 0 else 3
+
+
+def _check_output(output: Path) -> None:
+    """Before hours of work: a place that cannot be written."""
+    if output.is_dir() or not output.parent.is_dir():
+        kind = "is a folder" if output.is_dir() else f"is in {output.parent}, which is no folder"
+        raise PrhEvalError(f"--output {output} {kind}; it should be a file in a folder")
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PrhEvalError(
+            f"--output {output} cannot be written: {error.strerror or error}; the same command "
+            "makes the result again from the graphs that were kept"
+        ) from error

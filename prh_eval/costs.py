@@ -1,0 +1,212 @@
+"""What an alignment of many items will cost: bytes, operations and, estimated, hours.
+
+Rates of devices are those of their data sheets: matrix products of float16 or bfloat16 with float32
+sums, without sparsity; NVIDIA H200, H100 and A100 Tensor Core GPU data sheets (SXM, A100 of 80 GB),
+L40S data sheet, and for the RTX 4090 the Ada GPU architecture whitepaper, appendix A. Links are one
+direction of NVLink, or of PCIe where there is none.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from prh_eval.alignment.tiles import SearchPlan, plan_search
+from prh_eval.errors import PrhEvalError, suggestion
+
+EFFICIENCY = 0.5
+"""Share of a peak rate that an estimate assumes, of operations and of links alike."""
+
+MEMORY_SHARE = 0.5
+"""Share of a GPU's memory that a search may take where nothing else is said."""
+
+READING_NANOSECONDS = 10.0
+"""Of a value on one core: its fingerprint, its check and two looks for the clipping."""
+
+SHARED_NANOSECONDS = 2.0
+"""Of a neighbour of an item in a pair of layers on one core: whether the layers share it."""
+
+BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+"""Of a value, by the type in which features are stored."""
+
+# An index and whether it is tied, as a graph is held in memory.
+_NEIGHBOUR_BYTES = 5
+# Up to this many items an index is kept in 16 bits, beyond in 32.
+_SHORT_ITEMS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do.
+
+    Attributes:
+        name: What a person calls it.
+        label: Its full name.
+        kind: ``"cuda"`` or ``"cpu"``.
+        flops: Floating-point operations a second of the filter's matrix product, at most.
+        memory_bytes: What a search may take on it where nothing else is said.
+        link: Bytes a second that it can receive from another one of its machine.
+    """
+
+    name: str
+    label: str
+    kind: str
+    flops: float
+    memory_bytes: int
+    link: float
+
+
+def _gpu(name: str, label: str, teraflops: float, gigabytes: int, link: float) -> Device:
+    memory = int(MEMORY_SHARE * gigabytes * 10**9)
+    return Device(name, label, "cuda", teraflops * 1e12, memory, link * 1e9)
+
+
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        _gpu("h200", "NVIDIA H200 SXM", 989, 141, 450),
+        _gpu("h100", "NVIDIA H100 SXM", 989, 80, 450),
+        _gpu("a100", "NVIDIA A100 SXM 80 GB", 312, 80, 300),
+        _gpu("l40s", "NVIDIA L40S", 362, 48, 32),
+        _gpu("rtx4090", "NVIDIA GeForce RTX 4090", 165, 24, 32),
+    )
+}
+
+
+def device(name: str) -> Device:
+    """The device of that name; ``cpu`` is this machine's, and measured for about a second.
+
+    Raises:
+        PrhEvalError: If there is none.
+    """
+    if name == "cpu":
+        threads = torch.get_num_threads()
+        label = f"this machine's CPU, {threads} thread{'' if threads == 1 else 's'}"
+        return Device(name, label, "cpu", _measured_flops(), 4 << 30, float("inf"))
+    if name not in DEVICES:
+        raise PrhEvalError(
+            f"there is no device {name!r} in the cost model; {suggestion(name, [*DEVICES, 'cpu'])}"
+        )
+    return DEVICES[name]
+
+
+def _measured_flops(side: int = 2048, seconds: float = 1.0) -> float:
+    """Operations a second of the matrix product that finds candidates on this machine's CPU."""
+    dtype = plan_search(side, side, 1).dtype
+    x = torch.ones(side, side, dtype=dtype)
+    shortest, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < seconds or shortest == float("inf"):
+        started = time.perf_counter()
+        x @ x
+        shortest = min(shortest, time.perf_counter() - started)
+    return 2 * side**3 / shortest
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """What the graphs of one model take.
+
+    Attributes:
+        layers: Number of layers.
+        dim: Width of a layer.
+        feature_bytes: Of the features of all layers on disk.
+        kept_bytes: Of the graphs of all layers on disk, where few neighbours tie.
+        graph_bytes: Of the same in memory, in one process.
+        search: The search of one layer.
+        operations: Floating-point operations of the search of all layers, in all processes.
+        received_bytes: What each process receives from the others for one layer.
+        reading_seconds: Estimated: fingerprint, check and clipping of all values, on one core.
+        search_seconds: Estimated: the search of one layer.
+    """
+
+    layers: int
+    dim: int
+    feature_bytes: int
+    kept_bytes: int
+    graph_bytes: int
+    search: SearchPlan
+    operations: int
+    received_bytes: int
+    reading_seconds: float
+    search_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Estimated: all layers."""
+        return self.reading_seconds + self.layers * self.search_seconds
+
+
+def model_costs(
+    items: int,
+    layers: int,
+    dim: int,
+    k: int,
+    device: Device,
+    *,
+    processes: int = 1,
+    memory_bytes: int | None = None,
+    stored: str = "float16",
+    efficiency: float = EFFICIENCY,
+) -> ModelCosts:
+    """What the neighbour graphs of one model cost.
+
+    Args:
+        items: n, the number of items.
+        layers: Number of layers.
+        dim: Width of a layer.
+        k: Neighbourhood size, 1 <= k <= n - 1.
+        device: Where neighbours are searched.
+        processes: How many such devices share the work.
+        memory_bytes: What a search may take on each; None: that of the device.
+        stored: Type of the values on disk, of :data:`BYTES`.
+        efficiency: Share of the peak rates that is assumed, in (0, 1].
+
+    Raises:
+        PrhEvalError: If the memory is too small.
+    """
+    memory = device.memory_bytes if memory_bytes is None else memory_bytes
+    search = plan_search(
+        items,
+        dim,
+        k,
+        memory_bytes=memory,
+        device=device.kind,
+        processes=processes,
+        # To a GPU the features come from the memory of its machine.
+        loading_bytes=items * dim * BYTES[stored] if device.kind == "cuda" else 0,
+    )
+    received = 0
+    if processes > 1:
+        received = (items - items // processes) * dim * search.dtype.itemsize
+    computing = search.operations / (processes * device.flops * efficiency)
+    # What is received travels while others' items are worked on.
+    seconds = max(computing, received / (device.link * efficiency))
+    values = items * layers * dim
+    index = 2 if items <= _SHORT_ITEMS else 4
+    return ModelCosts(
+        layers,
+        dim,
+        values * BYTES[stored],
+        items * layers * (k + 1) * index,
+        items * layers * k * _NEIGHBOUR_BYTES,
+        search,
+        layers * search.operations,
+        received,
+        values * READING_NANOSECONDS * 1e-9,
+        seconds,
+    )
+
+
+def overlap_seconds(items: int, layers: int, other_layers: int, k: int) -> float:
+    """Estimated: the scores of all layer pairs, on one core."""
+    return items * layers * other_layers * k * SHARED_NANOSECONDS * 1e-9
+
+
+def encoding_operations(parameters: float, items: int, tokens: float) -> float:
+    """Floating-point operations of the features: two a parameter and token.
+
+    The forward pass of Kaplan et al. (2020, arXiv 2001.08361, section 2.1), without attention.
+    """
+    return 2 * parameters * items * tokens

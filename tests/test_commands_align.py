@@ -1,0 +1,210 @@
+"""``prh-eval align`` as a person types it: what it prints, writes and says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from aligning_worlds import brute_force_grid, compared, drawn, save
+
+import prh_eval
+from prh_eval.aligning import Source, align_files
+from prh_eval.cli import main
+from prh_eval.commands.align import table
+
+N, K = 60, 5
+X, Y = drawn(3, N, 12, 1), drawn(2, N, 9, 4)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    return (
+        str(save(X, tmp_path / "x.safetensors")),
+        str(save(Y, tmp_path / "y.safetensors")),
+    )
+
+
+def tables(out: str) -> list[list[list[str]]]:
+    """The cells of every table: what follows a line of dashes, split where two spaces are."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in out.splitlines():
+        if line.startswith("---"):
+            found.append([])
+            inside = True
+        elif not line:
+            inside = False
+        elif inside:
+            found[-1].append([cell.strip() for cell in line.split("  ") if cell.strip()])
+    return found
+
+
+def test_the_table(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", *files, "--k", str(K)]) == 0
+    out = capsys.readouterr().out
+    grid = brute_force_grid(compared(X), compared(Y), K)
+    assert out.splitlines()[:3] == [
+        f"X: {files[0]} (3 layers, cosine, protocol paper)",
+        f"Y: {files[1]} (2 layers, cosine, protocol paper)",
+        "n = 60 items, k = 5 nearest neighbours; layers count from 0",
+    ]
+    assert len(set(grid.argmax(axis=1).tolist())) == 2  # each layer of Y is best for some
+    scores, best = tables(out)
+    row, column = divmod(int(grid.argmax()), 2)
+    score, error = scores[0][1].split(" ± ")
+    assert float(score) == pytest.approx(grid.max(), abs=6e-4)
+    assert 0 < float(error) < 0.2
+    assert scores[0][2:] == [str(row), str(column)]
+    assert float(scores[1][1].split(" ± ")[0]) == pytest.approx(grid[-1].max(), abs=6e-4)
+    assert scores[1][2:] == ["2", str(grid[-1].argmax())]
+    assert float(scores[2][1]) == pytest.approx(K / (N - 1), rel=0.01)
+    assert [cells[:2] for cells in best] == [[str(i), str(grid[i].argmax())] for i in range(3)]
+    for cells, scores_of_layer in zip(best, grid, strict=True):
+        assert float(cells[2]) == pytest.approx(scores_of_layer.max(), abs=6e-4)
+
+
+def test_json_on_stdout_and_in_a_file(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "result.json"
+    options = ["--k", str(K), "--x-similarity", "euclidean", "--y-names", "layer_1"]
+    assert main(["align", *files, *options, "--json", "--output", str(output)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert json.loads(output.read_text(encoding="utf-8")) == printed
+    grid = brute_force_grid(compared(X, "euclidean"), compared(Y[1:]), K)
+    np.testing.assert_allclose(printed.pop("grid"), grid, atol=1e-12)
+    assert printed.pop("score") == pytest.approx(grid.max())
+    assert 0 < printed.pop("stderr") < 0.2
+    assert printed.pop("last_layer_score") == pytest.approx(grid[2, 0])
+    assert 0 < printed.pop("last_layer_stderr") < 0.2
+    sides = printed.pop("x"), printed.pop("y")
+    for side in sides:
+        assert len(side.pop("features")) == 64
+    assert sides == (
+        {
+            "file": files[0],
+            "names": None,
+            "layers": 3,
+            "protocol": None,
+            "similarity": "euclidean",
+        },
+        {
+            "file": files[1],
+            "names": ["layer_1"],
+            "layers": 1,
+            "protocol": "paper",
+            "similarity": "cosine",
+        },
+    )
+    assert printed == {
+        "metric": "mutual_knn",
+        "x_layer": int(grid.argmax()),
+        "y_layer": 0,
+        "last_layer_y": 0,
+        "chance": K / (N - 1),
+        "n": N,
+        "k": K,
+        "versions": {"prh_eval": prh_eval.__version__, "torch": torch.__version__, "graphs": 1},
+    }
+
+
+def test_one_similarity_for_both(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    grids = {
+        (a, b): brute_force_grid(compared(X, a), compared(Y, b), K).tolist()
+        for a in ("cosine", "euclidean")
+        for b in ("cosine", "euclidean")
+    }
+    for options, chosen in (
+        ([], ("cosine", "cosine")),
+        (["--similarity", "euclidean"], ("euclidean", "euclidean")),
+        (["--similarity", "euclidean", "--x-similarity", "cosine"], ("cosine", "euclidean")),
+        (["--y-similarity", "euclidean"], ("cosine", "euclidean")),
+    ):
+        assert main(["align", *files, "--k", str(K), "--json", *options]) == 0
+        grid = json.loads(capsys.readouterr().out)["grid"]
+        np.testing.assert_allclose(grid, grids[chosen], atol=1e-12)
+
+
+def test_small_errors_have_the_digits_they_need(files: tuple[str, str]) -> None:
+    """A million items have standard errors of 1e-4: three decimals would hide them."""
+    result = align_files(*(Source(file) for file in files), k=3)
+    assert result is not None
+    alignment, x, y = result
+    small = replace(alignment, score=0.0123456, stderr=0.000123, chance=1.000001e-5)
+    text = table(small, x, y)
+    assert "0.01235 ± 0.00012" in text
+    assert "1e-05" in text
+
+
+def test_work_and_graph_k_say_where_and_how_many_are_kept(
+    files: tuple[str, str], tmp_path: Path, cache_folder: Path
+) -> None:
+    from prh_eval.store import read_artifact
+
+    work = tmp_path / "work"
+    assert main(["align", *files, "--k", "3", "--graph-k", "9", "--work", str(work)]) == 0
+    kept = list(work.glob("*.safetensors"))
+    assert [read_artifact(path).graph.k for path in kept] == [9, 9]
+    assert not cache_folder.exists()
+    assert main(["align", *files, "--k", "3"]) == 0
+    assert len(list((cache_folder / "aligned").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--k", "60"], "k = 60 nearest neighbours cannot be found among 60 items"),
+        (["--output", "nowhere/at/all.json"], "is in nowhere/at, which is no folder"),
+        (["--output", "."], "is a folder"),
+        (["--memory", "1kB"], "of memory, where 1 MB are allowed"),
+        (["--device", "banana"], "the device 'banana' cannot be used here"),
+        (["--device", "cuda:99"], "the device 'cuda:99' cannot be used here"),
+        (["--protocol", "papr"], "did you mean 'paper'"),
+        (["--x-names", "layr_0"], "did you mean 'layer_0'"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    options: list[str], words: str, files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["align", *files, *options]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("prh-eval: error: ")
+    assert words in last
+
+
+def test_names_for_a_file_without_names_say_which_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, X[0].numpy())
+    assert main(["align", str(path), str(path), "--x-names", "a"]) == 2
+    assert "--x-names should be left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["0", "-1", "2.5", "x"])
+def test_a_k_that_is_no_number_is_told(
+    option: str, files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["align", *files, "--k", option])
+    assert "should be a number from 1" in capsys.readouterr().err
+
+
+def test_an_output_that_turns_out_unwritable_loses_no_graphs(
+    files: tuple[str, str], tmp_path: Path, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Linux's device that is always full.
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full")
+    assert main(["align", *files, "--k", "3", "--output", str(full)]) == 2
+    captured = capsys.readouterr()
+    assert "best pair of layers" in captured.out
+    assert "cannot be written: No space left on device; the same command" in captured.err
+    assert len(list((cache_folder / "aligned").glob("*.safetensors"))) == 2

@@ -1,0 +1,225 @@
+"""Graphs made layer by layer: those of brute force, and after any stop only what was missing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aligning_worlds import compared, drawn, nearest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prh_eval import layer_graphs as module
+from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.preprocess import protocol
+from prh_eval.layer_graphs import GraphParts, features_fingerprint, layer_graphs, made_from
+from prh_eval.processes import Processes
+
+PAPER = protocol("paper")
+ALONE = Processes(0, 1, 0, torch.device("cpu"))
+
+
+def graphs(layers: list[Tensor], k: int, **options: Any) -> NeighborGraph:
+    options = {"protocol": PAPER, "processes": ALONE, **options}
+    graph = layer_graphs(layers, k, **options)
+    assert graph is not None
+    return graph
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The widths of the layers that were searched, in order."""
+    seen: list[int] = []
+    search = module.neighbor_graph
+
+    def counted(rows: Any, *arguments: Any, **options: Any) -> NeighborGraph:
+        assert len(rows) == 1
+        seen.append(rows[0].dim)
+        return search(rows, *arguments, **options)
+
+    monkeypatch.setattr(module, "neighbor_graph", counted)
+    return seen
+
+
+@settings(max_examples=20)
+@given(
+    dims=st.lists(st.integers(3, 9), min_size=1, max_size=4),
+    n=st.integers(12, 40),
+    k=st.integers(1, 9),
+    similarity=st.sampled_from(["cosine", "euclidean"]),
+    name=st.sampled_from(["paper", "unclipped"]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+)
+def test_neighbours_are_those_of_brute_force(
+    dims: list[int], n: int, k: int, similarity: Any, name: str, dtype: torch.dtype
+) -> None:
+    # Few dimensions of few digits would tie: each layer is mixed with noise of many.
+    layers = [drawn(1, n, dim + 8, dim)[0].to(dtype) for dim in dims]
+    steps: list[int] = []
+    graph = graphs(layers, k, protocol=protocol(name), similarity=similarity, progress=steps.append)
+    assert (graph.layers, graph.n, graph.k) == (len(dims), n, k)
+    assert steps == list(range(1, len(dims) + 1))
+    for layer, rows in enumerate(compared(layers, similarity, clip=name == "paper")):
+        found = np.sort(graph.indices[layer, :, :k].numpy())
+        np.testing.assert_array_equal(found, np.sort(nearest(rows, k)))
+
+
+def test_a_wide_layer_widens_the_others() -> None:
+    layers = drawn(3, 20, 5, 1)
+    layers[1][4:] = layers[1][4]  # 16 items that all tie
+    graph = graphs(layers, 3)
+    assert graph.width >= 15
+    for layer in (0, 2):
+        assert (graph.indices[layer, :, 3:] == -1).all()
+        assert not graph.tied[layer, :, 3:].any()
+    weights = graph.weights(3)[1, 10]
+    assert weights.sum() == pytest.approx(3)
+    assert (weights > 0).sum() == 15
+
+
+def test_a_stopped_run_goes_on_at_the_layer_it_reached(tmp_path: Path, searched: list[int]) -> None:
+    layers = [drawn(1, 30, dim, dim)[0] for dim in (4, 5, 6, 7)]
+    whole = graphs(layers, 4)
+    definition = made_from(features_fingerprint(layers), PAPER, "cosine")
+    del searched[:]
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            graphs(layers, 4, parts=GraphParts(tmp_path / "p", definition, 4), progress=stop)
+    assert searched == [4, 5]
+    again = graphs(layers, 4, parts=GraphParts(tmp_path / "p", definition, 4))
+    assert searched == [4, 5, 6, 7]
+    assert torch.equal(again.indices, whole.indices)
+    assert torch.equal(again.tied, whole.tied)
+    parts = GraphParts(tmp_path / "p", definition, 4)
+    (tmp_path / "p" / ".000001.layer.safetensors.abc.tmp").write_bytes(b"left by a kill")
+    parts.clear()
+    assert not (tmp_path / "p").exists()
+    parts.clear()
+
+
+def test_parts_of_anything_else_are_made_anew(tmp_path: Path, searched: list[int]) -> None:
+    layers = drawn(2, 30, 4, 1)
+    others = drawn(2, 30, 4, 2)
+
+    def run(layers: list[Tensor], k: int, name: str, similarity: Any) -> None:
+        rule = protocol(name)
+        definition = made_from(features_fingerprint(layers), rule, similarity)
+        options = {"protocol": rule, "similarity": similarity}
+        graph = graphs(layers, k, parts=GraphParts(tmp_path, definition, k), **options)
+        oracle = graphs(layers, k, **options)
+        assert torch.equal(graph.indices, oracle.indices)
+
+    expected = 0
+    for case in (
+        (layers, 4, "paper", "cosine"),
+        (layers, 5, "paper", "cosine"),
+        (layers, 3, "paper", "cosine"),
+        (layers, 3, "unclipped", "cosine"),
+        (layers, 3, "paper", "euclidean"),
+        (others, 3, "paper", "euclidean"),
+    ):
+        run(*case)
+        expected += 4
+        assert len(searched) == expected, case
+        run(*case)
+        expected += 2  # the oracle's
+        assert len(searched) == expected, case
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other layer"])
+def test_a_damaged_part_is_made_anew(damage: str, tmp_path: Path, searched: list[int]) -> None:
+    layers = [drawn(1, 30, dim, dim)[0] for dim in (4, 5, 6)]
+    definition = made_from(features_fingerprint(layers), PAPER, "cosine")
+    whole = graphs(layers, 4, parts=GraphParts(tmp_path, definition, 4))
+    files = sorted(tmp_path.glob("*.safetensors"))
+    content = bytearray(files[1].read_bytes())
+    if damage == "cut":
+        files[1].write_bytes(content[:-3])
+    elif damage == "empty":
+        files[1].write_bytes(b"")
+    elif damage == "flip":
+        content[-1] ^= 1
+        files[1].write_bytes(content)
+    else:
+        files[1].write_bytes(files[0].read_bytes())
+    del searched[:]
+    again = graphs(layers, 4, parts=GraphParts(tmp_path, definition, 4))
+    assert searched == [5]
+    assert torch.equal(again.indices, whole.indices)
+
+
+@pytest.mark.parametrize("reason", ["full", "no folder"])
+def test_what_cannot_be_kept_is_one_warning(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = drawn(3, 20, 4, 1)
+    folder = tmp_path / "in the way" / "parts"
+    tries = []
+    if reason == "no folder":
+        folder.parent.write_text("a file")
+    else:
+
+        def full(path: Path, artifact: Any) -> None:
+            tries.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(module, "write_artifact", full)
+    parts = GraphParts(folder, made_from("f" * 64, PAPER, "cosine"), 3)
+    with caplog.at_level(logging.WARNING, logger="prh_eval"):
+        graph = graphs(layers, 3, parts=parts)
+    assert torch.equal(graph.indices, graphs(layers, 3).indices)
+    (record,) = caplog.records
+    assert "it will start again from layer 0" in record.getMessage()
+    assert len(tries) == (1 if reason == "full" else 0)
+
+
+# Fingerprints
+
+
+def oracle_fingerprint(layers: list[Tensor]) -> str:
+    whole = hashlib.sha256()
+    for layer in layers:
+        values = layer.contiguous().view(torch.uint8).numpy().tobytes()
+        head = f"{layer.dtype} {json.dumps(list(layer.shape))}\n".encode()
+        whole.update(hashlib.sha256(head + values).digest())
+    return whole.hexdigest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_fingerprint_is_that_of_types_shapes_and_values(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    layers = [layer.to(dtype) for layer in drawn(2, 9, 4, 1)]
+    expected = oracle_fingerprint(layers)
+    assert features_fingerprint(layers) == expected
+    stacked = torch.stack(layers, dim=1)
+    assert features_fingerprint(stacked.unbind(dim=1)) == expected
+    steps: list[int] = []
+    changed = [layers[0], layers[1].clone()]
+    changed[1][8, 3] += 1
+    for other in (
+        changed,
+        layers[::-1],
+        layers[:1],
+        [layers[0], layers[1].T.contiguous()],
+        [layer.double() if dtype != torch.float64 else layer.float() for layer in layers],
+    ):
+        assert features_fingerprint(other, steps.append) != expected
+    assert steps == [1, 2, 1, 2, 1, 1, 2, 1, 2]
