@@ -17,6 +17,7 @@ from prh_eval import __version__
 from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import preprocess, protocol, validate_features
+from prh_eval.alignment.sharing import ALONE
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.captions import mean_over_items
 from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprint
@@ -24,10 +25,15 @@ from prh_eval.features.language import LanguageFeatures, language_features
 from prh_eval.features.language_body import body
 from prh_eval.features.language_pooling import Pooling
 from prh_eval.hub import cached_commit
+from prh_eval.processes import Processes
 from prh_eval.resources import cache_folder
 from prh_eval.store import GraphArtifact, fingerprint, save_artifact
 
 REQUEST_TYPE = "prh_neighbor_graphs"
+
+# Of so many items a processor finds the neighbours at once; of more, the model's device does, and
+# processes share them.
+FEW_ITEMS = 4096
 
 # The captions that are read of every item, in the order of the items.
 Corpus = list[tuple[str, ...]]
@@ -240,7 +246,7 @@ def _answers(
                 each = torch.split(features.nats[start:stop], counts)
                 nats = torch.stack([captions.sum() for captions in each])
             start = stop
-            answers[settings] = GraphArtifact(_graph(layers, settings), header), nats
+            answers[settings] = GraphArtifact(_graph(lm, layers, settings), header), nats
             _keep(lm, keys[settings], *answers[settings])
     return answers
 
@@ -277,7 +283,7 @@ def _features(
     )
 
 
-def _graph(layers: list[Tensor], settings: CaptionSettings) -> NeighborGraph:
+def _graph(lm: Any, layers: list[Tensor], settings: CaptionSettings) -> NeighborGraph:
     # The embedding of the last token is the same for all captions that end alike.
     validate_features(
         layers,
@@ -285,7 +291,17 @@ def _graph(layers: list[Tensor], settings: CaptionSettings) -> NeighborGraph:
         name="the language model's features",
         constant="allow" if settings.pooling == "last" else "raise",
     )
-    return neighbor_graph(preprocess(layers, protocol(settings.protocol)), settings.graph_k)
+    rows = preprocess(layers, protocol(settings.protocol))
+    if len(layers[0]) <= FEW_ITEMS:
+        return neighbor_graph(rows, settings.graph_k)
+    device = torch.device(lm.device)
+    found = neighbor_graph(
+        rows,
+        settings.graph_k,
+        device=device if device.type == "cuda" else None,
+        sharing=Processes.current(device) if lm.world_size > 1 else ALONE,
+    )
+    return NeighborGraph(found.indices.cpu(), found.tied.cpu(), found.k)
 
 
 def _model_header(lm: Any) -> dict[str, Any]:
