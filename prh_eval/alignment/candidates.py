@@ -31,9 +31,13 @@ class Candidates:
         error: float64, shape (items,): how far a value may be off.
         margin: How much below the k-th largest a true value may be and still be wanted.
         dtype: Type of the values.
+        near: How many values of groups that reach the floor are looked at together.
     """
 
-    def __init__(self, k: int, keep: int, error: Tensor, margin: float, dtype: torch.dtype):
+    def __init__(
+        self, k: int, keep: int, error: Tensor, margin: float, dtype: torch.dtype, near: int
+    ) -> None:
+        self._near = near
         self._k = k
         self._error = error
         self._margin = margin
@@ -74,7 +78,7 @@ class Candidates:
         floor = self._floor()
         reached = (largest >= floor[:, None]).nonzero()
         # Where everything ties all groups do, which is more than memory was planned for.
-        for some in torch.split(reached, max(1, values.numel() // (2 * size))):
+        for some in torch.split(reached, max(1, self._near // size)):
             item, group = some.T
             near = grouped[item, :, group] if items_first else grouped[:, group, item].T
             hit, member = (near >= floor[item, None]).nonzero(as_tuple=True)

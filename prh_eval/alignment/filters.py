@@ -59,7 +59,14 @@ class Frame:
         """The power of 2 that d is multiplied with to be within the range of every type."""
         # Of rows of length 1, squares and products of d are below 4.
         largest = 4.0 if self.similarity == "cosine" else self.scale
-        return 2.0 ** math.floor(math.log2(_LARGEST / largest) / 2) if largest > 0 else 1.0
+        if largest == 0:
+            return 1.0
+        # Its square is a float64 too.
+        return 2.0 ** min(math.floor((math.log2(_LARGEST) - math.log2(largest)) / 2), 500)
+
+    def scaled(self, value: float) -> float:
+        """A nearness in the units of products."""
+        return value * self.factor * self.factor
 
     def centred(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
         """D and b of some rows: float64, shapes (rows, dim) and (rows,)."""
@@ -71,14 +78,17 @@ class Frame:
         return d, torch.linalg.vecdot(d, d) / -2
 
 
-def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> Frame:
+def frame(
+    rows: Rows, similarity: Similarity, block: int, sharing: Sharing, *, own: bool = False
+) -> Frame:
     """Measure a layer: its mean and its scale.
 
     Args:
-        rows: n items; where they are held for Euclidean similarity, the mean is taken off them.
+        rows: n items.
         similarity: Which nearness; for cosine the rows must have length 1 or 0.
         block: Rows that are held in float64 at a time.
         sharing: The processes that share the items.
+        own: Whether what is held may be changed: for distances the mean is then taken off it.
 
     Raises:
         ValueError: If a value is not finite, or rows are not of length 1 where similarity is
@@ -96,7 +106,11 @@ def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> F
             unit = unit and bool(((squares == 0) | ((squares - 1).abs() < 2e-5)).all())
     mean = sharing.all_gather(total[None]).sum(dim=0) / len(rows)
     if not torch.isfinite(mean).all():
-        raise ValueError("neighbours need finite features; call validate_features first")
+        bad = (part.start + int(row) for part in parts for row in _not_finite(rows[part]))
+        raise ValueError(
+            f"neighbours need finite features, and item {next(bad, 'unknown')} is not; call "
+            "validate_features first"
+        )
     if not unit:
         raise ValueError("cosine neighbours need rows of length 1; call preprocess first")
     if similarity == "cosine":
@@ -107,12 +121,16 @@ def frame(rows: Rows, similarity: Similarity, block: int, sharing: Sharing) -> F
     scale = float(sharing.all_gather(largest[None]).max())
     if not math.isfinite(scale):
         raise ValueError("neighbours need features whose squared distances are finite")
-    if not rows.made:
+    if not (own and rows.made):
         return Frame(rows, similarity, mean, scale)
     # Distances are of d alone, so that it takes the place of what is held.
     rows.stored.sub_(mean)
     offsets = torch.cat([torch.linalg.vecdot(d, d) for d in torch.split(rows.stored, block)]) / -2
     return Frame(rows, similarity, mean, scale, offsets)
+
+
+def _not_finite(x: Tensor) -> Tensor:
+    return (~torch.isfinite(x)).any(dim=1).nonzero().squeeze(1)
 
 
 def copied(frame: Frame, index: slice | Tensor, matrix: Tensor) -> Tensor:
@@ -132,7 +150,8 @@ def copied(frame: Frame, index: slice | Tensor, matrix: Tensor) -> Tensor:
     """
     d, b = frame.centred(index)
     dim, pieces = frame.rows.dim, _pieces(matrix.dtype)
-    single = d.float().mul_(frame.factor)
+    # In the range of float32 first: what is stored may be of any magnitude.
+    single = d.mul_(frame.factor).float() if frame.offsets is None else (d * frame.factor).float()
     matrix[:, :dim] = single
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
     matrix[:, dim + 2 * pieces :] = 0

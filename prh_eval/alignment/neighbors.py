@@ -9,11 +9,11 @@ from torch import Tensor
 
 from prh_eval.alignment.filters import Frame, Similarity, frame
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, stacked, widened
+from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, widened
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.search import searched
 from prh_eval.alignment.sharing import ALONE, Sharing, gathered_rows
-from prh_eval.alignment.tiles import SearchPlan, plan_search
+from prh_eval.alignment.tiles import SearchPlan, is_memory, plan_search, smaller
 from prh_eval.errors import PrhEvalError
 
 
@@ -96,6 +96,7 @@ def neighbor_graph(
         if progress:
             progress(index + 1)
     width = max(indices.shape[1] for indices, _ in layers)
+    _check_width(width, n * len(layers), plan)
     indices, tied = zip(*(widened(layer, width) for layer in layers), strict=True)
     return NeighborGraph(torch.stack(indices), torch.stack(tied), k)
 
@@ -106,7 +107,8 @@ def layer_neighbors(
 ) -> Found:
     """The nearest neighbours of each item in one layer, searched for in a given way.
 
-    Where memory runs out in spite of the plan, tiles are halved, with a warning.
+    Where memory runs out in spite of the plan, tiles are halved, with a warning; among several
+    processes only while tiles pass round.
 
     Args:
         rows: The layer, ``plan.n`` items.
@@ -135,16 +137,25 @@ def layer_neighbors(
 
 def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Sharing) -> Found:
     """The neighbours of this process's items."""
-    if plan.held and not rows.made:
+    own = plan.held and not rows.made
+    if own:
         rows = rows.held(plan.block)
     elif plan.loaded:
         rows = rows.loaded()
     share = sharing.rows(plan.n)
     items = slice(share.start, share.stop)
-    layer = frame(rows, similarity, plan.block, sharing)
+    layer = frame(rows, similarity, plan.block, sharing, own=own)
     if plan.dtype == torch.float64:
         return _ranked(layer, plan, torch.arange(items.start, items.stop, device=rows.place))
-    found, unproven = searched(layer, plan, items, sharing)
+    while True:
+        try:
+            found, unproven = searched(layer, plan, items, sharing)
+            break
+        except (RuntimeError, MemoryError) as error:
+            # Processes agree on smaller tiles while these pass round; here they could not.
+            if sharing.world_size > 1 or not is_memory(error):
+                raise
+            plan = smaller(plan, error)
     if not len(unproven):
         return found
     rest = _ranked(layer, plan, unproven)
@@ -157,13 +168,14 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
 def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:
     """Neighbours of some items by ranking the similarities to all others in float64."""
     cosine = layer.similarity == "cosine"
-    found: list[Found] = []
-    if not len(items):
-        empty = items.new_empty(0, plan.k, dtype=torch.int32)
-        return empty, empty.bool()
-    for chosen in torch.split(items, plan.ranked):
+    # Written to in place: the rows of chunk after chunk would scatter over the heap.
+    indices = items.new_full((len(items), plan.k), -1, dtype=torch.int32)
+    tied = torch.zeros_like(indices, dtype=torch.bool)
+    similarities = layer.mean.new_empty(min(plan.ranked, len(items)), plan.n)
+    for start in range(0, len(items), plan.ranked):
+        chosen = items[start : start + plan.ranked]
+        nearness = similarities[: len(chosen)]
         mine = layer.rows[chosen] if cosine else layer.centred(chosen)[0]
-        nearness = mine.new_empty(len(chosen), plan.n)
         for part in [slice(0, plan.n)] if layer.rows.made else layer.rows.blocks(plan.side):
             if cosine:
                 nearness[:, part] = mine @ layer.rows[part].T
@@ -172,19 +184,22 @@ def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:
                 # The item's own b ranks nothing in its row.
                 nearness[:, part] = mine @ d.T + b
         nearness.scatter_(1, chosen[:, None], -torch.inf)
-        found.append(nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale)[:2])
-        _check_width(found[-1][0], chosen, plan)
-    return stacked(found)
+        found = nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale)[:2]
+        if found[0].shape[1] > indices.shape[1]:
+            _check_width(found[0].shape[1], plan.n, plan)
+            indices, tied = widened((indices, tied), found[0].shape[1])
+        rows = slice(start, start + len(chosen))
+        indices[rows], tied[rows] = widened(found, indices.shape[1])
+    return indices, tied
 
 
-def _check_width(indices: Tensor, items: Tensor, plan: SearchPlan) -> None:
-    """Refuse ties that would make rows too long for memory."""
-    size = 5 * plan.n * indices.shape[1]
-    if size > plan.memory_bytes:
-        lengths = (indices >= 0).sum(dim=1)
+def _check_width(width: int, rows: int, plan: SearchPlan) -> None:
+    """Refuse ties that would make rows too long for memory: all are as long as the longest."""
+    # An index and a tie, before and after rows are joined.
+    size = 2 * 5 * rows * width
+    if width > 2 * plan.k and size > plan.memory_bytes:
         raise PrhEvalError(
-            f"item {int(items[lengths.argmax()])} has {indices.shape[1]} neighbours that tie for "
-            f"its {plan.k} nearest, and {plan.n} rows so long would take {size / 1e9:.1f} GB where "
-            f"{plan.memory_bytes / 1e9:.1f} GB are allowed; items that repeat should be removed, "
-            "or a larger memory be set"
+            f"an item has {width} neighbours that tie for its {plan.k} nearest, and {rows} rows so "
+            f"long would take {size / 1e9:.2f} GB where {plan.memory_bytes / 1e9:.2f} GB are "
+            "allowed; items that repeat should be removed, or a larger memory be set"
         )

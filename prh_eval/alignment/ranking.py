@@ -36,7 +36,7 @@ def nearest(
     count, n = nearness.shape
     todo = torch.arange(count, device=nearness.device)
     looked_at = min(k + _MARGIN, n)
-    most = n if names is None else int(names.max()) + 1
+    most = n if names is None else max(1, int(names.max()) + 1)
     parts = []
     lowest = nearness.new_empty(count)
     while todo.numel():

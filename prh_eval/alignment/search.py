@@ -20,7 +20,7 @@ from prh_eval.alignment.filters import (
 )
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, stacked
 from prh_eval.alignment.sharing import Sharing
-from prh_eval.alignment.tiles import SearchPlan, smaller
+from prh_eval.alignment.tiles import SearchPlan, is_memory, smaller
 
 # Ties that the candidates leave room for; an item with more is searched for exactly.
 _TIES = 8
@@ -62,6 +62,8 @@ def _filtered(
     error = bounds(stats, largest, matrix.shape[1])
     while True:
         candidates, failure = _gathered(layer, plan, matrix, error, items, sharing)
+        if failure is not None and not is_memory(failure):
+            raise failure
         failed = torch.tensor([failure is not None], device=error.device)
         if not sharing.all_gather(failed).any():
             break
@@ -80,10 +82,12 @@ def _gathered(
     layer: Frame, plan: SearchPlan, matrix: Tensor, error: Tensor, items: slice, sharing: Sharing
 ) -> tuple[list[Candidates], Exception | None]:
     """The candidates of every side of this process's items; or what went wrong."""
-    margin = _TIES * TIE_TOLERANCE * layer.scale * layer.factor**2
+    margin = layer.scaled(_TIES * TIE_TOLERANCE * layer.scale)
     kind = _product(matrix[:0], matrix[:0]).dtype
     sides = list(layer.rows.blocks(plan.side, 0, len(matrix)))
-    candidates = [Candidates(plan.k, plan.keep, error[side], margin, kind) for side in sides]
+    candidates = [
+        Candidates(plan.k, plan.keep, error[side], margin, kind, plan.near) for side in sides
+    ]
     failure = None
     for owner, others in sharing.passed_round(matrix):
         if failure is not None:
@@ -131,7 +135,7 @@ def _rescored(
         rows = slice(items.start + start, min(items.start + start + size, items.stop))
         nearness[part][wanted[part]] = _pairs(layer, rows, names[part], wanted[part])
     indices, tied, lowest = nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale, names)
-    bound = bound / layer.factor**2
+    bound = bound / layer.factor / layer.factor
     if layer.similarity == "cosine":
         bound = bound + layer.mean.square().sum()
     return (indices, tied), lowest - TIE_TOLERANCE * layer.scale > bound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,15 +21,23 @@ _SPARE = 22
 # Items on a side of a tile: on the CPU what stays in the caches, elsewhere what hides launches.
 _SIDES = {"cpu": 2048, "cuda": 16384}
 _LEAST_SIDE = 256
+# Where memory runs out in spite of the plan, tiles are halved down to this.
+_SMALLEST_SIDE = 16
 # Up to how many items a filter saves nothing over ranking all similarities in float64.
 _EXACT_ITEMS = {"cpu": 256, "cuda": 4096}
-# Nor where so large a share of the items are candidates.
-_EXACT_SHARE = 8
+# Nor up to so many times the square of the candidates an item: each of them costs as much as the
+# similarities of hundreds of items.
+_EXACT_CANDIDATES = 0.75
+# Nor where products are cheap: up to so many items, of at most so many dimensions.
+_EXACT_NARROW = 16384
+_NARROW = 32
 # Values that are made float64 at a time: on the CPU what stays in a core's cache.
 _BLOCK_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
 # Values of either side whose exact similarities are computed at a time, where rows have to be made
 # for them.
 _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
+# Values of a tile near enough to be looked at one by one that are looked at together.
+_NEAR_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Similarities that are ranked in float64 at a time, unless a row has more.
 _RANKED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
 
@@ -93,11 +102,17 @@ class SearchPlan:
             return making + self._ranking_bytes
         product = self.side**2 * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
         # The first tile has the most to sort: groups that reach the floor, and their members.
-        sorting = self.side * (self.keep + 16) * 180
+        sorting = self.side * (self.keep + 16) * 180 + 64 * min(self.near, self.side**2)
         ranking = self.side * self.keep * 120
         rows = 8 * self.side * self.dim
         pairs = 0 if self.held else 3 * 8 * self.pair_rows * self.keep * self.dim
-        return making + max(product + sorting, ranking + rows + pairs, self._ranking_bytes)
+        # A second pass in float32 may find the first one's memory in pieces that are too small.
+        return making + max(product + 2 * sorting, ranking + rows + pairs, self._ranking_bytes)
+
+    @property
+    def near(self) -> int:
+        """Values of a tile that are looked at one by one together, at most."""
+        return min(_NEAR_VALUES[self.device], self.memory_bytes // (8 * 64))
 
     @property
     def ranked(self) -> int:
@@ -168,7 +183,11 @@ def plan_search(
         memory_bytes = free // 2 or _MEMORY_BYTES
     kind = device.type if device.type in _SIDES else "cpu"
     keep = min(k + max(_SPARE, k // 2), n - 1)
-    exact = n <= _EXACT_ITEMS[kind] or keep * _EXACT_SHARE > n
+    exact = (
+        n <= max(_EXACT_ITEMS[kind], _EXACT_CANDIDATES * keep**2)
+        or (dim <= _NARROW and n <= _EXACT_NARROW)
+        or fastest_dtype(device) == torch.float64
+    )
     share = -(-n // processes)
     side = min(_SIDES[kind], share)
     largest = SearchPlan(
@@ -184,43 +203,53 @@ def plan_search(
         loading_bytes=loading_bytes,
         processes=processes,
     )
-    plans = [
-        replace(largest, side=tile, held=held, loaded=loaded)
-        # The whole layer in float64, or where it is needed, saves more than large tiles do.
-        for held, loaded in ((True, False), (False, loading_bytes > 0), (False, False))
-        if not (held and processes > 1)
-        for tile in (side >> step for step in range(side.bit_length()))
-        if tile >= min(_LEAST_SIDE, side)
-    ]
-    for plan in plans:
-        if plan.peak_bytes <= memory_bytes:
-            return plan
-    raise PrhEvalError(
-        f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least "
-        f"{_megabytes(min(plan.peak_bytes for plan in plans))} of memory, where "
-        f"{_megabytes(memory_bytes)} are allowed; a larger memory should be set"
-    )
+    while True:
+        for plan in _smaller_and_smaller(largest):
+            if plan.peak_bytes <= largest.memory_bytes:
+                if largest.memory_bytes == memory_bytes:
+                    return plan
+                raise PrhEvalError(
+                    f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least "
+                    f"{_megabytes(largest.memory_bytes)} of memory, where {memory_bytes:,} bytes "
+                    "are allowed; a larger memory should be set"
+                )
+        largest = replace(largest, memory_bytes=math.ceil(1.02 * largest.memory_bytes) + 10**6)
 
 
-def smaller(plan: SearchPlan, error: Exception | None) -> SearchPlan:
-    """The plan to go on with after an error: with tiles of half the side if memory ran out.
+def _smaller_and_smaller(largest: SearchPlan) -> Iterator[SearchPlan]:
+    """The same search in ever less memory."""
+    # The whole layer in float64, or where it is needed, saves more than large tiles do.
+    for held, loaded in ((True, False), (False, largest.loading_bytes > 0), (False, False)):
+        if held and largest.processes > 1:
+            continue
+        side = largest.side
+        while side == largest.side or side >= _LEAST_SIDE:
+            yield replace(largest, side=side, held=held, loaded=loaded)
+            side //= 2
+
+
+def smaller(plan: SearchPlan, error: Exception | None = None) -> SearchPlan:
+    """The plan to go on with where memory ran out: tiles of half the side.
 
     Args:
         plan: What was too much.
         error: What was raised; None where that was in another process.
 
     Raises:
-        Exception: The error itself, if it is of something else or tiles cannot be smaller.
+        Exception: The error, where tiles cannot be smaller.
     """
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if error is not None and (
-        plan.side == 1 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error))
-    ):
-        raise error
-    half = replace(plan, side=max(1, plan.side // 2))
+    if plan.side <= _SMALLEST_SIDE:
+        raise error or MemoryError(f"tiles of {plan.side} items do not fit into memory")
+    half = replace(plan, side=plan.side // 2)
     logger.warning("out of memory: tiles of %d items now", half.side)
     return half
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether what was raised says that memory ran out."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError) or bool(should_reduce_batch_size(error))
 
 
 def _megabytes(size: int) -> str:

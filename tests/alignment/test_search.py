@@ -148,7 +148,9 @@ def drawn(draw):
     n = draw(st.integers(30, 120))
     kind = draw(st.sampled_from(KINDS))
     x = features(kind, n, draw(st.integers(1, 40)), draw(st.integers(0, 10**6)))
-    return x * 2.0 ** draw(st.integers(-60, 60))
+    x = x * 2.0 ** draw(st.integers(-60, 60))
+    # Beyond the range of float32 and of its squares.
+    return x.double() * 10.0 ** draw(st.sampled_from([0, 0, 0, -150, -60, -40, 40, 100]))
 
 
 @settings(deadline=None, max_examples=60)
@@ -269,7 +271,8 @@ def test_candidates_hold_all_that_is_wanted(data):
     wrong = true + (2 * torch.rand(count, n, generator=g) - 1) * error[:, None]
     seen = wrong.float().to(dtype)
     allowed = error + 1e-6  # of rounding to float32
-    candidates = Candidates(k, keep, allowed, 1e-9, dtype)
+    near = data.draw(st.sampled_from([1, 50, 10**6]))
+    candidates = Candidates(k, keep, allowed, 1e-9, dtype, near)
     start = 0
     while start < n:
         stop = min(n, start + data.draw(st.integers(1, n)))
@@ -310,6 +313,63 @@ def test_out_of_memory_halves_the_tile_and_goes_on(monkeypatch, caplog):
     ]
 
 
+@pytest.mark.parametrize("place", ["_pairs", "_copy", "Candidates"])
+def test_out_of_memory_elsewhere_begins_again(monkeypatch, caplog, place):
+    x = features("isotropic", 300, 24)
+    real, calls = getattr(search, place), []
+
+    def once(*given):
+        calls.append(place)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(*given)
+
+    monkeypatch.setattr(search, place, once)
+    if place == "_copy":
+        calls.append(place)
+    got = found(x, "cosine", plan(300, 24, 10))
+    np.testing.assert_array_equal(dense(got, 10)[0], brute(x, "cosine", 10))
+    assert [record.message for record in caplog.records] == ["out of memory: tiles of 32 items now"]
+
+
+def test_smaller_tiles_come_to_an_end(monkeypatch):
+    def nothing_fits(left, right):
+        if len(left):
+            raise MemoryError
+        return left @ right.T
+
+    monkeypatch.setattr(search, "_product", nothing_fits)
+    with pytest.raises(MemoryError):
+        found(features("isotropic", 300, 24), "cosine", plan(300, 24, 10))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_what_is_given_stays_as_it_is(similarity):
+    x = features("hubs", 300, 24).double()
+    x /= x.norm(dim=1, keepdim=True)
+    before = x.clone()
+    for layer in (x, Rows(x, made=True), x.T.contiguous().T):
+        neighbor_graph([layer], 10, similarity=similarity)
+        layer_neighbors(Rows(x, made=True), similarity, plan(300, 24, 10))
+        assert torch.equal(x, before)
+
+
+def test_a_value_that_is_not_finite_is_named():
+    x = features("isotropic", 300, 24)
+    x[217, 3] = torch.nan
+    with pytest.raises(ValueError, match="item 217 is not"):
+        neighbor_graph([x], 10, similarity="euclidean")
+
+
+@pytest.mark.parametrize("k", [10, 100])
+@pytest.mark.parametrize("kind", ["isotropic", "clusters"])
+def test_plans_of_their_own_making(kind, k):
+    """What plan_search chooses for these sizes, whatever that is."""
+    x = features(kind, 1100, 40)
+    got = neighbor_graph([rows(x, "cosine")], k)
+    np.testing.assert_array_equal(dense(got, k)[0], brute(x, "cosine", k))
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     def broken(left, right):
         if len(left):
@@ -344,14 +404,31 @@ def test_plans_stay_within_memory(memory, n):
 def test_ties_that_would_fill_memory_are_one_sentence():
     x = torch.zeros(1000, 4)
     how = plan(1000, 4, 10, memory_bytes=4 << 20)
-    with pytest.raises(PrhEvalError, match=r"item 0 has 999 neighbours that tie for its 10"):
+    with pytest.raises(PrhEvalError, match=r"an item has 999 neighbours that tie for its 10"):
         found(x, "euclidean", how)
 
 
+def test_one_layer_of_ties_does_not_fill_memory_with_the_others():
+    layers = [torch.randn(1000, 4) for _ in range(6)]
+    layers[2] = torch.zeros(1000, 4)
+    with pytest.raises(PrhEvalError, match=r"tie for its 10 nearest, and 6000 rows so long"):
+        neighbor_graph(layers, 10, similarity="euclidean", memory_bytes=50 << 20)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("memory", [40, 100, 400])
-@pytest.mark.parametrize("similarity", SIMILARITIES)
-def test_the_memory_of_a_search_is_what_the_plan_says(similarity, memory):
+@pytest.mark.parametrize("memory", [40, 400])
+@pytest.mark.parametrize(
+    ("similarity", "k", "made"),
+    [
+        ("cosine", 10, "randn(n, dim)"),
+        ("euclidean", 10, "randn(n, dim)"),
+        ("cosine", 40, "randn(n, dim)"),
+        # A distant item, so that nothing is proven; and many that repeat.
+        ("euclidean", 10, "randn(n, dim) * torch.where(torch.arange(n) == 7, 1e3, 1.0)[:, None]"),
+        ("cosine", 10, "randn(n // 30, dim).repeat(30, 1)"),
+    ],
+)
+def test_the_memory_of_a_search_is_what_the_plan_says(similarity, k, made, memory):
     """The peak as the system measures it, in a process of its own."""
     program = f"""
 import torch
@@ -364,16 +441,18 @@ def resident(name):
     return int(status.split(name + ":")[1].split()[0]) * 1024
 
 def search(n):
-    neighbor_graph([Rows(x[:n], unit=True)], 10, similarity="{similarity}", memory_bytes=memory)
+    unit = "{similarity}" == "cosine"
+    layer = Rows(x[:n], unit=unit)
+    neighbor_graph([layer], {k}, similarity="{similarity}", memory_bytes=memory)
 
 torch.set_num_threads(1)
 n, dim, memory = 12_000, 64, {memory} * 10**6
-x = torch.randn(n, dim)
+x = torch.{made}
 search(1000)  # loads libraries
 before = resident("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 search(n)
-print(resident("VmHWM") - before, plan_search(n, dim, 10, memory_bytes=memory).peak_bytes)
+print(resident("VmHWM") - before, plan_search(n, dim, {k}, memory_bytes=memory).peak_bytes)
 """
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
