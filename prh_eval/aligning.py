@@ -22,13 +22,14 @@ from prh_eval.alignment.preprocess import protocol as named_protocol
 from prh_eval.alignment.tiles import plan_search
 from prh_eval.artifacts import different_data, protocol_of, same_data
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.files import file_features
+from prh_eval.features.files import named_features
 from prh_eval.layer_graphs import (
     GraphParts,
     Similarity,
     features_fingerprint,
     layer_graphs,
     made_from,
+    warn_unkept,
 )
 from prh_eval.processes import Processes
 from prh_eval.resources import cache_folder
@@ -62,7 +63,10 @@ class Side:
 
     Attributes:
         file: Its path, as it was given.
-        names: The tensors that were named; None: all of them.
+        names: What the tensors of the layers are called; None where the file has graphs and does
+            not say it, as for the types and widths.
+        dtypes: The types in which the layers are stored.
+        widths: Of the layers.
         features: SHA-256 over the types, shapes and values of all layers; None where the file has
             graphs and does not say what they were made from.
         protocol: The preprocessing; None where values were compared as they are.
@@ -72,6 +76,8 @@ class Side:
 
     file: str
     names: list[str] | None
+    dtypes: list[str] | None
+    widths: list[int] | None
     features: str | None
     protocol: str | None
     similarity: str
@@ -114,9 +120,9 @@ def align_files(
         first.
 
     Raises:
-        PrhEvalError: If a file cannot be read, has a value that is not finite, or is another one on
-            another machine, the files differ in the number of items, k does not fit them, or the
-            memory is too small.
+        PrhEvalError: If a file cannot be read, has a value that is not finite, changes while it is
+            read or is another one on another machine, the files differ in the number of items, k
+            does not fit them, or the memory is too small.
     """
     rule = named_protocol(protocol)
     processes = processes or Processes.current()
@@ -124,9 +130,17 @@ def align_files(
     contents = [_read(source) for source in (x, y)]
     n, other = map(_items, contents)
     if n != other:
+        # There are more items than layers and, mostly, dimensions: the shorter one is suspected.
+        suspects = sorted([(n, other, 0), (other, n, 1)])
+        hints = [_swapped((x, y)[side], contents[side], items) for _, items, side in suspects]
         raise PrhEvalError(
             f"{x.path} has {n} items and {y.path} has {other}; both must describe the same items, "
-            "in the same order"
+            f"in the same order{hints[0] or hints[1]}"
+        )
+    if n < _FEWEST_ITEMS:
+        raise PrhEvalError(
+            f"{x.path} and {y.path} have {n} item{'' if n == 1 else 's'}; nearest neighbours need "
+            f"{_FEWEST_ITEMS} items at least"
         )
     if not 1 <= k <= n - 1:
         raise PrhEvalError(
@@ -144,16 +158,14 @@ def align_files(
     prepared = [
         _of_graphs(source, content, k, rule)
         if isinstance(content, GraphArtifact)
-        else _of_features(source, content, k, rule, folder, processes, progress)
+        else _of_features(source, content, graph_k, rule, folder, processes, progress)
         for source, content in zip((x, y), contents, strict=True)
     ]
     for each in prepared:
         if isinstance(each, _Unmade):
-            _check_memory(each, graph_k, memory_bytes, processes)
+            _check_memory(each, memory_bytes, processes)
     sides = [
-        _made(each, graph_k, memory_bytes, processes, progress)
-        if isinstance(each, _Unmade)
-        else each
+        _made(each, memory_bytes, processes, progress) if isinstance(each, _Unmade) else each
         for each in prepared
     ]
     if not processes.first or sides[0] is None or sides[1] is None:
@@ -162,7 +174,38 @@ def align_files(
     return alignment, sides[0], sides[1]
 
 
-_Content = GraphArtifact | list[Tensor]
+# As prh_eval.alignment.preprocess asks for: with two, each is the other's nearest.
+_FEWEST_ITEMS = 3
+
+
+@dataclass(frozen=True)
+class _Features:
+    """The layers of a file, and what the file was before any value of it was read."""
+
+    names: list[str]
+    layers: list[Tensor]
+    state: _State
+
+    @property
+    def dtypes(self) -> list[str]:
+        return [str(layer.dtype).removeprefix("torch.") for layer in self.layers]
+
+    @property
+    def widths(self) -> list[int]:
+        return [layer.shape[1] for layer in self.layers]
+
+
+_Content = GraphArtifact | _Features
+# Size in bytes, time of the last change, and which file it is; None where there is none.
+_State = tuple[int, int, int] | None
+
+
+def _state(source: Source) -> _State:
+    try:
+        found = Path(source.path).expanduser().stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _read(source: Source) -> _Content:
@@ -171,13 +214,30 @@ def _read(source: Source) -> _Content:
     try:
         store.read_metadata(path)
     except ArtifactError:
+        state = _state(source)
         spec = FeatureFile(path=source.path, names=source.names)
-        return file_features(spec, named_by=source.named_by)
+        found = named_features(spec, named_by=source.named_by)
+        return _Features([name for name, _ in found], [layer for _, layer in found], state)
     return store.read_artifact(path)
 
 
 def _items(content: _Content) -> int:
-    return content.graph.n if isinstance(content, GraphArtifact) else content[0].shape[0]
+    return content.graph.n if isinstance(content, GraphArtifact) else len(content.layers[0])
+
+
+def _swapped(source: Source, content: _Content, items: int) -> str:
+    """A hint, where another dimension of a file has the number of items that it should have."""
+    if isinstance(content, GraphArtifact):
+        return ""
+    if items == len(content.layers) > 1:
+        return f"; {source.path} has {items} layers, so perhaps (layers, items, width) " + (
+            "where (items, layers, width) is needed"
+        )
+    if {*content.widths} == {items}:
+        return f"; {source.path} is {items} wide, so perhaps (width, items) " + (
+            "where (items, width) is needed"
+        )
+    return ""
 
 
 def _check_same_data(x: Source, y: Source, contents: Sequence[_Content]) -> None:
@@ -210,7 +270,8 @@ def _of_graphs(source: Source, artifact: GraphArtifact, k: int, rule: Protocol) 
         raise PrhEvalError(f"the neighbour graphs in {source.path} are {wrong}")
     features = made.get("features")
     known = features if isinstance(features, str) else None
-    return Side(source.path, None, known, protocol, similarity, artifact)
+    names, dtypes, widths = (artifact.header.get(key) for key in ("names", "dtypes", "widths"))
+    return Side(source.path, names, dtypes, widths, known, protocol, similarity, artifact)
 
 
 @dataclass(frozen=True)
@@ -218,18 +279,20 @@ class _Unmade:
     """Features whose graphs are not kept yet: which, how they are to be made, and where kept."""
 
     source: Source
-    features: Sequence[Tensor]
-    k: int
+    features: _Features
+    graph_k: int
     rule: Protocol
     similarity: Similarity
     made_from: dict[str, Any]
     path: Path
 
     def side(self, artifact: GraphArtifact) -> Side:
-        source, made_from = self.source, self.made_from
+        source, features, made_from = self.source, self.features, self.made_from
         return Side(
             source.path,
-            source.names,
+            features.names,
+            features.dtypes,
+            features.widths,
             made_from["features"],
             made_from["protocol"],
             self.similarity,
@@ -239,8 +302,8 @@ class _Unmade:
 
 def _of_features(
     source: Source,
-    features: Sequence[Tensor],
-    k: int,
+    features: _Features,
+    graph_k: int,
     rule: Protocol,
     folder: Path,
     processes: Processes,
@@ -248,26 +311,27 @@ def _of_features(
 ) -> Side | _Unmade | None:
     """Features with their graphs if those are kept, else checked; None where others know more."""
     similarity = source.similarity or "cosine"
-    definition = made_from(_fingerprint(source, features, processes, progress), rule, similarity)
+    fingerprint = _fingerprint(source, features.layers, processes, progress)
+    definition = made_from(fingerprint, rule, similarity)
     path = folder / f"{store.fingerprint(definition)[:32]}{store.SUFFIX}"
-    unmade = _Unmade(source, features, k, rule, similarity, definition, path)
-    artifact = _kept(path, definition, k) if processes.first else None
+    unmade = _Unmade(source, features, graph_k, rule, similarity, definition, path)
+    artifact = _kept(path, definition, graph_k) if processes.first else None
     if processes.broadcast_object(artifact is not None):
         return unmade.side(artifact) if artifact else None
     if processes.first:
-        validate_features(features, k=1, name=f"the features in {source.path}")
+        largest = " (stored in float16, which ends at 65,504)"
+        hint = largest if {*features.dtypes} == {"float16"} else ""
+        validate_features(features.layers, k=1, name=f"the features in {source.path}{hint}")
     return unmade
 
 
-def _check_memory(
-    unmade: _Unmade, graph_k: int, memory_bytes: int | None, processes: Processes
-) -> None:
+def _check_memory(unmade: _Unmade, memory_bytes: int | None, processes: Processes) -> None:
     """Refuse memory that is too small for the search of any layer."""
-    for width in {layer.shape[1] for layer in unmade.features}:
+    for width in {*unmade.features.widths}:
         plan_search(
-            unmade.features[0].shape[0],
+            _items(unmade.features),
             width,
-            graph_k,
+            unmade.graph_k,
             memory_bytes=memory_bytes,
             device=processes.device,
             processes=processes.world_size,
@@ -294,28 +358,27 @@ def _fingerprint(
 
 def _made(
     unmade: _Unmade,
-    graph_k: int,
     memory_bytes: int | None,
     processes: Processes,
     progress: bool,
 ) -> Side | None:
     """Make graphs and keep them, unless another run has made them since; None but in the first."""
-    path, where = unmade.path, unmade.source.path
+    path, where, layers = unmade.path, unmade.source.path, unmade.features.layers
     with ExitStack() as stack:
         artifact = parts = None
         if processes.first:
             try:
                 stack.enter_context(store.locked(path))
             except OSError as error:
-                store.warn_unwritable(path, error)
+                warn_unkept(path.parent, error)
             else:
-                artifact = _kept(path, unmade.made_from, unmade.k)
+                artifact = _kept(path, unmade.made_from, unmade.graph_k)
                 unfinished = path.parent / "unfinished" / path.stem
-                parts = GraphParts(unfinished, unmade.made_from, graph_k)
+                parts = GraphParts(unfinished, unmade.made_from, unmade.graph_k, path.parent)
         if processes.broadcast_object(artifact is not None):
             return unmade.side(artifact) if artifact else None
         started = time.monotonic()
-        bar = stack.enter_context(_bar(where, len(unmade.features), progress and processes.first))
+        bar = stack.enter_context(_bar(where, len(layers), progress and processes.first))
 
         def advance(done: int) -> None:
             _advance(bar, done)
@@ -323,22 +386,34 @@ def _made(
                 seconds = time.monotonic() - started
                 logger.info("%s: %d of %d layers, %.0f s", where, done, bar.total, seconds)
 
+        def check() -> None:
+            changed = _state(unmade.source) != unmade.features.state
+            # Copies of the file on other machines are parts of the same graph.
+            if any(processes.all_gather_object(changed)):
+                raise PrhEvalError(f"{where} changed while it was read; run it again")
+
         graph = layer_graphs(
-            unmade.features,
-            graph_k,
+            layers,
+            unmade.graph_k,
             protocol=unmade.rule,
             processes=processes,
             similarity=unmade.similarity,
             memory_bytes=memory_bytes,
             parts=parts,
+            check=check,
             progress=advance,
         )
         if graph is None:
             return None
         artifact = GraphArtifact(graph, _header(unmade))
-        if store.save_artifact(path, artifact) and parts:
-            logger.info("the neighbour graphs of %s are kept: %s", where, path)
-            parts.clear()
+        if parts:
+            try:
+                store.write_artifact(path, artifact)
+            except OSError as error:
+                warn_unkept(path.parent, error)
+            else:
+                logger.info("the neighbour graphs of %s are kept: %s", where, path)
+                parts.clear()
     return unmade.side(artifact)
 
 
@@ -359,7 +434,9 @@ def _header(unmade: _Unmade) -> dict[str, Any]:
     return {
         "kind": "features",
         "file": unmade.source.path,
-        "names": unmade.source.names,
+        "names": unmade.features.names,
+        "dtypes": unmade.features.dtypes,
+        "widths": unmade.features.widths,
         "made_from": unmade.made_from,
         "versions": {"prh_eval": __version__, "torch": torch.__version__},
     }

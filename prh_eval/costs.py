@@ -113,7 +113,8 @@ class ModelCosts:
         dim: Width of a layer.
         feature_bytes: Of the features of all layers on disk.
         kept_bytes: Of the graphs of all layers on disk, where few neighbours tie.
-        graph_bytes: Of the same in memory, in one process.
+        graph_bytes: Of the same in memory, in process 0.
+        writing_bytes: Memory that process 0 needs while it writes them, with themselves.
         search: The search of one layer.
         operations: Floating-point operations of the search of all layers, in all processes.
         received_bytes: What each process receives from the others for one layer.
@@ -126,6 +127,7 @@ class ModelCosts:
     feature_bytes: int
     kept_bytes: int
     graph_bytes: int
+    writing_bytes: int
     search: SearchPlan
     operations: int
     received_bytes: int
@@ -191,6 +193,9 @@ def model_costs(
         values * BYTES[stored],
         items * layers * (k + 1) * index,
         items * layers * k * _NEIGHBOUR_BYTES,
+        # Beside the graph: which neighbours are present, three copies of the indices and of the
+        # rows' lengths, and the lengths once in 64 bits.
+        items * layers * (k * (_NEIGHBOUR_BYTES + 1 + 3 * index) + 8 + 3 * index),
         search,
         layers * search.operations,
         received,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -14,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
@@ -44,10 +44,14 @@ class GraphParts:
         made_from: Everything that decides the graphs, in JSON values: a part that was made from
             anything else reads as absent.
         k: Neighbourhood size that the graphs answer for; a part for another reads as absent.
+        within: The folder that a warning names, if it cannot be written; None: ``folder``.
     """
 
-    def __init__(self, folder: Path, made_from: Mapping[str, Any], k: int) -> None:
+    def __init__(
+        self, folder: Path, made_from: Mapping[str, Any], k: int, within: Path | None = None
+    ) -> None:
         self._folder = folder
+        self._within = within or folder
         self._k = k
         self._made_from = dict(made_from)
         self._writable = True
@@ -64,8 +68,8 @@ class GraphParts:
     def write(self, layer: int, graph: NeighborGraph) -> None:
         """Keep the graph of one layer; it is there whole or not at all.
 
-        The first failure (a full disk, a folder that cannot be written) is one warning, and no
-        further part is written.
+        After the first failure (a full disk, a folder that cannot be written), which
+        :func:`warn_unkept` says, no further part is written.
         """
         if not self._writable:
             return
@@ -73,13 +77,7 @@ class GraphParts:
             write_artifact(self._path(layer), GraphArtifact(graph, self._header(layer)))
         except OSError as error:
             self._writable = False
-            logger.warning(
-                "cannot write to %s (%s): the run goes on, but if it is stopped, it will start "
-                "again from layer %d",
-                self._folder,
-                error.strerror or error,
-                layer,
-            )
+            warn_unkept(self._within, error)
 
     def clear(self) -> None:
         """Remove all parts, what killed writes have left, and the folder if nothing else is in it.
@@ -98,6 +96,21 @@ class GraphParts:
 
     def _header(self, layer: int) -> dict[str, Any]:
         return {"made_from": self._made_from, "layer": layer}
+
+
+def warn_unkept(folder: Path, error: OSError) -> None:
+    """Say once a folder that what is made cannot be kept there."""
+    _warn_once(folder, error.strerror or str(error))
+
+
+@functools.cache
+def _warn_once(folder: Path, reason: str) -> None:
+    logger.warning(
+        "cannot write to %s (%s): the run goes on, but what could not be kept there is made again "
+        "by the next run; --work can name another folder",
+        folder,
+        reason,
+    )
 
 
 def made_from(features: str, protocol: Protocol, similarity: Similarity) -> dict[str, Any]:
@@ -154,6 +167,7 @@ def layer_graphs(
     similarity: Similarity = "cosine",
     memory_bytes: int | None = None,
     parts: GraphParts | None = None,
+    check: Callable[[], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> NeighborGraph | None:
     """The neighbour graph of layer features, preprocessed and searched one layer at a time.
@@ -169,6 +183,8 @@ def layer_graphs(
         memory_bytes: What the search of a layer may take on its device, beyond what the features
             are stored in; None: half of what is free on a GPU, 4 GiB elsewhere.
         parts: Where finished layers are kept, and read if they are there, by the first process.
+        check: Called in every process after the search of a layer and before its graph is kept;
+            raises where that is of other values than ``parts`` say.
         progress: Called with the number of layers done after each layer.
 
     Returns:
@@ -193,6 +209,8 @@ def layer_graphs(
                 sharing=processes,
             )
             graph = NeighborGraph(graph.indices.cpu(), graph.tied.cpu(), k)
+            if check:
+                check()
             if parts and processes.first:
                 parts.write(layer, graph)
         if graph is not None and processes.first:
@@ -215,11 +233,15 @@ def _rows(
     return preprocess(features, replace(protocol, limit=lambda _: limit))
 
 
-def _stacked(graphs: Sequence[NeighborGraph], k: int) -> NeighborGraph:
-    """The layers in one graph, as wide as the widest."""
-    width = max(graph.width for graph in graphs)
-    return NeighborGraph(
-        torch.cat([pad(graph.indices, (0, width - graph.width), value=-1) for graph in graphs]),
-        torch.cat([pad(graph.tied, (0, width - graph.width), value=False) for graph in graphs]),
-        k,
-    )
+def _stacked(graphs: list[NeighborGraph], k: int) -> NeighborGraph:
+    """The layers in one graph, as wide as the widest; each is given up once it is copied."""
+    shape = len(graphs), graphs[0].n, max(graph.width for graph in graphs)
+    # Pages of what is empty take no memory before they are written.
+    indices, tied = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=torch.bool)
+    for layer in range(len(graphs)):
+        graph = graphs.pop(0)
+        indices[layer, :, : graph.width] = graph.indices[0]
+        indices[layer, :, graph.width :] = -1
+        tied[layer, :, : graph.width] = graph.tied[0]
+        tied[layer, :, graph.width :] = False
+    return NeighborGraph(indices, tied, k)

@@ -7,6 +7,7 @@ lies on CUDA devices.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_LIFELINE = "prh_eval/lifeline"
+_LIFELINE = "lifeline"
+# A store may outlive a group, and would tell the next one where to find the last.
+_groups = itertools.count()
 
 T = TypeVar("T")
 
@@ -290,6 +293,7 @@ def _own_device(
 def _store(rank: int, world_size: int, patience: float) -> Store:
     if not distributed.is_available():
         raise PrhEvalError("this build of torch has no torch.distributed; start one process only")
+    from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     try:
@@ -300,7 +304,7 @@ def _store(rank: int, world_size: int, patience: float) -> Store:
             f"{os.environ['MASTER_ADDR']} port {os.environ['MASTER_PORT']}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
-    return cast("Store", store)
+    return PrefixStore(f"prh_eval/{next(_groups)}", cast("Store", store))
 
 
 def _lifeline(store: Store, rank: int, world_size: int, patience: float) -> Lifeline:

@@ -29,6 +29,7 @@ from prh_eval import aligning, layer_graphs, store
 from prh_eval.aligning import Source, align_files
 from prh_eval.alignment.layers import Alignment
 from prh_eval.errors import PrhEvalError
+from prh_eval.processes import Processes
 
 N = 60
 X, Y = drawn(3, N, 12, 1), drawn(2, N, 9, 2)
@@ -135,6 +136,10 @@ def test_graphs_are_made_once(files: tuple[Path, Path], tmp_path: Path, made: li
     assert made == [3, 2, 4, 3, 2]
     aligned(y, y, k=4, folder=tmp_path / "work")
     assert made == [3, 2, 4, 3, 2, 2]
+    aligned(y, y, k=4, graph_k=9, folder=tmp_path / "work")
+    assert made == [3, 2, 4, 3, 2, 2, 2]
+    (kept,) = (tmp_path / "work").glob("*.safetensors")
+    assert store.read_artifact(kept).graph.k == 9
     assert len(list((tmp_path / "work").glob("*.safetensors"))) == 1
     assert not list(tmp_path.rglob("unfinished/*"))
 
@@ -196,6 +201,57 @@ def test_a_killed_run_goes_on_at_the_layer_it_reached(
     assert not list(cache_folder.glob("aligned/unfinished/*"))
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_file_that_changes_while_it_is_read_leaves_no_wrong_graph(
+    at: int, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = aligned(*files, k=4, folder=tmp_path / "other")
+    copy = files[0].read_bytes()
+    work = tmp_path / "work"
+    search = layer_graphs.neighbor_graph
+    searches = iter(range(9))
+
+    def disturbed(*arguments: Any, **options: Any) -> Any:
+        if next(searches) == at:
+            with files[0].open("r+b") as file:
+                file.seek(-3 * N * 12 * 4, os.SEEK_END)
+                file.write(torch.stack(drawn(3, N, 12, 7)).numpy().tobytes())
+            os.utime(files[0], ns=(1, 1))  # no two writes within one tick of a clock
+        return search(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(layer_graphs, "neighbor_graph", disturbed)
+        message = refusal(*files, k=4, folder=work)
+    assert message == f"{files[0]} changed while it was read; run it again"
+    assert len(list(work.glob("unfinished/*/*.layer.safetensors"))) == at
+    assert not list(work.glob("*.safetensors"))
+    files[0].write_bytes(copy)
+    assert torch.equal(aligned(*files, k=4, folder=work).grid, before.grid)
+
+
+def test_a_copy_that_changes_on_another_machine_is_told(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gathered(self: Processes, value: Any) -> list[Any]:
+        return [value, value is False or value]
+
+    monkeypatch.setattr(Processes, "all_gather_object", gathered)
+    assert f"{files[0]} changed" in refusal(*files, k=4, folder=tmp_path / "work")
+
+
+def test_a_file_that_changes_between_fingerprint_and_search_is_told(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate = aligning.validate_features
+
+    def rewritten(*arguments: Any, **options: Any) -> None:
+        validate(*arguments, **options)
+        os.utime(files[1], ns=(1, 1))
+
+    monkeypatch.setattr(aligning, "validate_features", rewritten)
+    assert f"{files[1]} changed" in refusal(*files, k=4, folder=tmp_path / "work")
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(
     files: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,6 +278,9 @@ def test_graphs_that_were_kept_are_a_side(
     assert torch.equal(again[0].grid, expected.grid)
     assert made == [3, 2]
     assert (again[1].features, again[1].protocol) == (x.features, "paper")
+    assert again[1].names == x.names == ["layer_0", "layer_1", "layer_2"]
+    assert again[1].dtypes == x.dtypes == ["float32"] * 3
+    assert again[1].widths == x.widths == [12] * 3
 
 
 def test_graphs_that_do_not_fit_are_refused(files: tuple[Path, Path]) -> None:
@@ -252,6 +311,7 @@ def test_wrong_files_and_numbers_are_one_sentence(
     short = save([layer[:-1] for layer in Y], tmp_path / "short.safetensors")
     message = refusal(x, short)
     assert f"{x} has 60 items and {short} has 59" in message
+    assert "perhaps" not in message
     assert "k = 60 nearest neighbours cannot be found among 60 items" in refusal(x, y, k=60)
     assert "k must be between 1 and 59" in refusal(x, y, k=0)
     assert "up to 4 are asked for, which should be from k = 5" in refusal(x, y, k=5, graph_k=4)
@@ -260,6 +320,40 @@ def test_wrong_files_and_numbers_are_one_sentence(
     assert "no protocol 'papr'; did you mean 'paper'" in refusal(x, y, protocol="papr")
     assert "no tensor 'layr_1'" in refusal(Source(str(x), names=["layr_1"]), y)
     assert made == []
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_items(n: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.eye(n, 4))
+    message = refusal(path, path, k=1)
+    assert f"have {n} item{'' if n == 1 else 's'}; nearest neighbours need 3 items" in message
+
+
+def test_dimensions_in_another_order_are_hinted_at(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    layers_first, transposed = tmp_path / "layers_first.npy", tmp_path / "transposed.npy"
+    np.save(layers_first, torch.stack(X).numpy())
+    np.save(transposed, X[0].T.numpy())
+    tall = tmp_path / "tall.npy"  # as many layers as the other file seems to have items
+    np.save(tall, torch.stack(X, dim=1).numpy())
+    hint = f"; {layers_first} has 60 layers, so perhaps (layers, items, width) where"
+    assert hint in refusal(layers_first, files[1])
+    assert hint in refusal(files[1], layers_first)
+    for one, other in ((layers_first, tall), (tall, layers_first)):
+        assert refusal(one, other).count("perhaps") == 1
+        assert hint in refusal(one, other)
+    assert f"{transposed} is 60 wide, so perhaps (width, items)" in refusal(files[1], transposed)
+
+
+def test_what_is_beyond_float16_names_the_type(files: tuple[Path, Path], tmp_path: Path) -> None:
+    large = [layer.clone() for layer in Y]
+    large[1][5, 0] = 1e5
+    path = save([layer.half() for layer in large], tmp_path / "half.safetensors")
+    message = refusal(files[0], path)
+    assert "(stored in float16, which ends at 65,504) is NaN, infinite" in message
+    assert "at item 5" in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -281,7 +375,7 @@ def test_too_little_memory_is_told_before_any_search(
     wide = save([drawn(1, N, 9, 1)[0], drawn(1, N, 3000, 2)[0]], tmp_path / "wide.safetensors")
     message = refusal(files[0], wide, k=4, memory_bytes=2_000_000)
     assert "60 items in 3000 dimensions take at least" in message
-    assert "of memory, where 2 MB are allowed" in message
+    assert "of memory, where 2" in message
     assert made == []
     assert aligned(*files, k=4, memory_bytes=2_000_000).n == N
 

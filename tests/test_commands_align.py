@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from prh_eval.aligning import Source, align_files
 from prh_eval.cli import main
 from prh_eval.commands.align import table
 
+HERE = {**os.environ, "PYTHONPATH": str(Path(prh_eval.__file__).parents[1])}
 N, K = 60, 5
 X, Y = drawn(3, N, 12, 1), drawn(2, N, 9, 4)
 
@@ -72,6 +77,7 @@ def test_json_on_stdout_and_in_a_file(
 ) -> None:
     output = tmp_path / "result.json"
     options = ["--k", str(K), "--x-similarity", "euclidean", "--y-names", "layer_1"]
+    options += ["--graph-k", "7", "--device", "cpu"]
     assert main(["align", *files, *options, "--json", "--output", str(output)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert json.loads(output.read_text(encoding="utf-8")) == printed
@@ -87,17 +93,23 @@ def test_json_on_stdout_and_in_a_file(
     assert sides == (
         {
             "file": files[0],
-            "names": None,
+            "names": ["layer_0", "layer_1", "layer_2"],
+            "dtypes": ["float32"] * 3,
+            "widths": [12] * 3,
             "layers": 3,
             "protocol": None,
             "similarity": "euclidean",
+            "graph_k": 7,
         },
         {
             "file": files[1],
             "names": ["layer_1"],
+            "dtypes": ["float32"],
+            "widths": [9],
             "layers": 1,
             "protocol": "paper",
             "similarity": "cosine",
+            "graph_k": 7,
         },
     )
     assert printed == {
@@ -108,6 +120,7 @@ def test_json_on_stdout_and_in_a_file(
         "chance": K / (N - 1),
         "n": N,
         "k": K,
+        "device": "cpu",
         "versions": {"prh_eval": prh_eval.__version__, "torch": torch.__version__, "graphs": 1},
     }
 
@@ -162,8 +175,11 @@ def test_work_and_graph_k_say_where_and_how_many_are_kept(
         (["--k", "60"], "k = 60 nearest neighbours cannot be found among 60 items"),
         (["--output", "nowhere/at/all.json"], "is in nowhere/at, which is no folder"),
         (["--output", "."], "is a folder"),
-        (["--memory", "1kB"], "of memory, where 1 MB are allowed"),
+        (["--memory", "1kB"], "of memory, where "),
         (["--device", "banana"], "the device 'banana' cannot be used here"),
+        (["--device", "meta"], "the device 'meta' cannot be used here: it should be cpu, cuda or"),
+        (["--device", "mps"], "the device 'mps' cannot be used here: it should be cpu, cuda or"),
+        (["--x-names", "layer_0", "layer_0"], "is named twice"),
         (["--device", "cuda:99"], "the device 'cuda:99' cannot be used here"),
         (["--protocol", "papr"], "did you mean 'paper'"),
         (["--x-names", "layr_0"], "did you mean 'layer_0'"),
@@ -208,3 +224,54 @@ def test_an_output_that_turns_out_unwritable_loses_no_graphs(
     assert "best pair of layers" in captured.out
     assert "cannot be written: No space left on device; the same command" in captured.err
     assert len(list((cache_folder / "aligned").glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_an_output_that_is_an_input_is_refused(
+    side: int,
+    link: Any,
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "output"
+    if link:
+        link(files[side], output)
+    else:
+        output = tmp_path / "." / Path(files[side]).name
+    before = output.read_bytes()
+    assert main(["align", *files, "--output", str(output)]) == 2
+    assert f"is the input {files[side]}; it should be another file" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_an_output_in_a_folder_that_cannot_be_written_is_refused_at_once(
+    files: tuple[str, str],
+    tmp_path: Path,
+    cache_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A folder's own permissions would not stop root.
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    assert main(["align", *files, "--output", str(tmp_path / "result.json")]) == 2
+    assert f"cannot be written: {tmp_path} is not writable" in capsys.readouterr().err
+    assert not cache_folder.exists()
+
+
+def test_a_result_outlives_a_closed_stdout_and_replaces_a_link_s_target(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    target, output = tmp_path / "folder" / "target.json", tmp_path / "result.json"
+    target.write_text("{}")
+    output.symlink_to(target)
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "prh_eval", "align", *files, "--output", str(output)]
+    with os.fdopen(writing, "wb") as closed:
+        subprocess.run(command, stdout=closed, stderr=subprocess.DEVNULL, env=HERE)
+    assert output.is_symlink()
+    assert json.loads(target.read_text(encoding="utf-8"))["n"] == N
+    assert [path.name for path in target.parent.iterdir()] == ["target.json"]

@@ -43,6 +43,7 @@ def test_json_has_the_model_behind_it(capsys: pytest.CaptureFixture[str]) -> Non
         costs = model_costs(1_000_000, layers, dim, 20, DEVICES["h100"], **given)
         assert made["feature_bytes"] == 1_000_000 * layers * dim * 4
         assert made["layer"]["peak_bytes"] == costs.search.peak_bytes <= 30 * 10**9
+        assert made["writing_bytes"] == costs.writing_bytes > 3 * made["graph_bytes"]
         assert made["layer"]["operations"] == costs.search.operations
         assert made["layer"]["seconds"] == costs.search_seconds
         assert made["search_seconds"] == layers * costs.search_seconds
@@ -104,7 +105,10 @@ def test_a_cpu_is_measured(
         (["--device", "cpu", "--gpus", "2"], "--gpus counts GPUs"),
         (["--other-layers", "3"], "--other-layers and --other-dim must be given together"),
         (["--other-dim", "3"], "--other-layers and --other-dim must be given together"),
-        (["--memory", "1GB"], "where 1,000 MB are allowed"),
+        (["--memory", "1GB"], "of memory, where 1,000"),
+        (["--gpus", "1000001"], "--gpus 1000001 is more than the 1000000 items"),
+        (["--items", "2147483648"], "more than the 2,147,483,647 items"),
+        (["--tokens", "30"], "needs --parameters too"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -120,12 +124,19 @@ def test_wrong_input_is_one_sentence(
     ("option", "value", "words"),
     [
         ("--layers", "0", "should be a number from 1"),
-        ("--items", "1e6", "should be a number from 1"),
+        ("--items", "1.5", "should be a whole number from 1, as 1e6"),
+        ("--items", "0", "should be a whole number from 1, as 1e6"),
+        ("--items", "inf", "should be a whole number from 1, as 1e6"),
+        ("--items", "nan", "should be a whole number from 1, as 1e6"),
+        ("--items", "-3", "should be a whole number from 1, as 1e6"),
         ("--gpus", "0", "should be a number from 1"),
         ("--memory", "2XB", "should be a number of bytes, as 2GB"),
         ("--memory", "0", "should be a number of bytes, as 2GB"),
         ("--efficiency", "1.5", "above 0 and at most 1"),
-        ("--efficiency", "0", "should be a number above 0"),
+        ("--efficiency", "0", "above 0 and at most 1"),
+        ("--efficiency", "-1", "above 0 and at most 1"),
+        ("--efficiency", "nan", "above 0 and at most 1"),
+        ("--efficiency", "x", "above 0 and at most 1"),
         ("--parameters", "7B", "should be a number above 0, as 7e9"),
         ("--tokens", "nan", "should be a number above 0"),
     ],
@@ -136,6 +147,12 @@ def test_values_that_are_none_are_told(
     with pytest.raises(SystemExit):
         main(["plan", *MILLION, option, value])
     assert words in capsys.readouterr().err
+
+
+def test_items_may_be_written_as_powers_of_ten() -> None:
+    shape = ["--layers", "1", "--dim", "1"]
+    for text, items in (("1e6", 10**6), ("2.5E3", 2500), ("1000000", 10**6), ("1", 1)):
+        assert parse(["plan", *shape, "--items", text]).items == items
 
 
 def test_sizes_are_read_in_both_systems() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from aligning_worlds import drawn, save
 
 from prh_eval import costs
 from prh_eval.aligning import Source, align_files
+from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.costs import DEVICES, device, encoding_operations, model_costs, overlap_seconds
 from prh_eval.errors import PrhEvalError
+from prh_eval.store import GraphArtifact, write_artifact
 
 H200 = DEVICES["h200"]
 
@@ -28,9 +31,6 @@ def test_bytes_are_those_of_files_and_graphs(n: int, tmp_path: Path) -> None:
         (kept,) = (tmp_path / "work").glob("*.safetensors")
         size, on_disk = path.stat().st_size, kept.stat().st_size
     else:  # the sizes of what would be written, without the search
-        from prh_eval.alignment.graph import NeighborGraph
-        from prh_eval.store import GraphArtifact, write_artifact
-
         indices = torch.arange(n).remainder(n)[None, :, None].expand(layers, n, k).int()
         graph = NeighborGraph(indices, torch.zeros(layers, n, k, dtype=torch.bool), k)
         write_artifact(tmp_path / "graph.safetensors", GraphArtifact(graph, {}))
@@ -41,6 +41,24 @@ def test_bytes_are_those_of_files_and_graphs(n: int, tmp_path: Path) -> None:
     assert expected.kept_bytes <= on_disk <= expected.kept_bytes + header
     held = sum(x.numel() * x.element_size() for x in (graph.indices, graph.tied))
     assert expected.graph_bytes == held
+
+
+@pytest.mark.parametrize("n", [60_000, 70_000])
+def test_the_memory_that_writing_takes(n: int, tmp_path: Path) -> None:
+    layers, k = 2, 10
+    expected = model_costs(n, layers, 3, k, H200)
+    indices = torch.arange(n, dtype=torch.int32)[None, :, None].repeat(layers, 1, k)
+    graph = NeighborGraph(indices, torch.zeros(layers, n, k, dtype=torch.bool), k)
+    tracemalloc.start()
+    try:
+        write_artifact(tmp_path / "graph.safetensors", GraphArtifact(graph, {}))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # What torch and safetensors take themselves is not traced: the graph, and one copy of it.
+    untraced = expected.graph_bytes + expected.kept_bytes
+    assert peak <= 1.05 * (expected.writing_bytes - expected.graph_bytes)
+    assert peak >= 0.9 * (expected.writing_bytes - untraced)
 
 
 def test_operations_and_seconds_of_a_million_items() -> None:
@@ -77,7 +95,7 @@ def test_memory_is_bounded_by_what_is_allowed() -> None:
     peak = model_costs(1_000_000, 1, 1024, 10, H200).search.peak_bytes
     bounded = model_costs(1_000_000, 1, 1024, 10, H200, memory_bytes=peak - 1)
     assert bounded.search.peak_bytes < peak
-    with pytest.raises(PrhEvalError, match=r"take at least .* MB of memory, where 1,000 MB"):
+    with pytest.raises(PrhEvalError, match=r"take at least .* of memory, where 1,000"):
         model_costs(1_000_000, 1, 1024, 10, H200, memory_bytes=10**9)
 
 

@@ -20,7 +20,14 @@ from torch import Tensor
 from prh_eval import layer_graphs as module
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.preprocess import protocol
-from prh_eval.layer_graphs import GraphParts, features_fingerprint, layer_graphs, made_from
+from prh_eval.errors import PrhEvalError
+from prh_eval.layer_graphs import (
+    GraphParts,
+    features_fingerprint,
+    layer_graphs,
+    made_from,
+    warn_unkept,
+)
 from prh_eval.processes import Processes
 
 PAPER = protocol("paper")
@@ -180,13 +187,33 @@ def test_what_cannot_be_kept_is_one_warning(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(module, "write_artifact", full)
-    parts = GraphParts(folder, made_from("f" * 64, PAPER, "cosine"), 3)
+    made = made_from("f" * 64, PAPER, "cosine")
+    refused = (errno.ENOSPC, "No space left on device")
+    if reason == "no folder":
+        refused = (errno.ENOTDIR, "Not a directory")
+    parts = GraphParts(folder / "a", made, 3, within=folder)
     with caplog.at_level(logging.WARNING, logger="prh_eval"):
         graph = graphs(layers, 3, parts=parts)
+        # Another file's graphs in the same place, and the whole graph, say nothing more.
+        graphs(layers, 3, parts=GraphParts(folder / "b", made, 3, within=folder))
+        warn_unkept(folder, OSError(*refused))
     assert torch.equal(graph.indices, graphs(layers, 3).indices)
     (record,) = caplog.records
-    assert "it will start again from layer 0" in record.getMessage()
-    assert len(tries) == (1 if reason == "full" else 0)
+    assert record.getMessage().startswith(f"cannot write to {folder} ({refused[1]}): the run goes")
+    assert len(tries) == (2 if reason == "full" else 0)
+
+
+def test_no_graph_is_kept_whose_check_fails(tmp_path: Path, searched: list[int]) -> None:
+    layers = [drawn(1, 30, dim, dim)[0] for dim in (4, 5, 6)]
+
+    def check() -> None:
+        if searched == [4, 5]:
+            raise PrhEvalError("changed")
+
+    definition = made_from("f" * 64, PAPER, "cosine")
+    with pytest.raises(PrhEvalError, match="changed"):
+        graphs(layers, 4, parts=GraphParts(tmp_path, definition, 4), check=check)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["000000.layer.safetensors"]
 
 
 # Fingerprints

@@ -216,8 +216,9 @@ def columns(dim: int, dtype: torch.dtype) -> int:
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
     """The type in which a device multiplies matrices fastest, of those that a filter can use."""
-    # Without float32 for the result, sums may be rounded on the way.
-    if device.type == "cuda" and HAS_OUT_DTYPE:
+    # Without float32 for the result, or if torch is told so, sums are rounded on the way.
+    rounded = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
+    if device.type == "cuda" and HAS_OUT_DTYPE and not rounded:
         return torch.float16
     if device.type == "cpu" and _cpu_has_bfloat16():
         return torch.bfloat16

@@ -83,7 +83,7 @@ def _gathered(
 ) -> tuple[list[Candidates], Exception | None]:
     """The candidates of every side of this process's items; or what went wrong."""
     margin = layer.scaled(_TIES * TIE_TOLERANCE * layer.scale)
-    kind = _product(matrix[:0], matrix[:0]).dtype
+    kind = torch.float32 if _in_float32(matrix) else matrix.dtype
     sides = list(layer.rows.blocks(plan.side, 0, len(matrix)))
     candidates = [
         Candidates(plan.k, plan.keep, error[side], margin, kind, plan.near) for side in sides
@@ -188,6 +188,10 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Left @ right.T; in float32 where the device can do so from float16."""
-    if left.dtype == torch.float16 and left.device.type == "cuda" and HAS_OUT_DTYPE:
+    if _in_float32(left):
         return torch.mm(left, right.T, out_dtype=torch.float32)
     return left @ right.T
+
+
+def _in_float32(matrix: Tensor) -> bool:
+    return matrix.dtype == torch.float16 and matrix.is_cuda and HAS_OUT_DTYPE

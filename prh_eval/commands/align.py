@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from prh_eval.commands.arguments import check_device, positive, size
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
+    import torch
+
     from prh_eval.aligning import Side
     from prh_eval.alignment.layers import Alignment
 
@@ -79,11 +82,11 @@ def _align(arguments: argparse.Namespace) -> int:
     from prh_eval.processes import processes
 
     output: Path | None = arguments.output
-    if output is not None:
-        _check_output(output)
     both = arguments.similarity
     check_device(arguments.device)
     with processes(arguments.device) as group:
+        if output is not None and group.first:
+            _check_output(output, arguments.x, arguments.y)
         aligned = align_files(
             Source(arguments.x, arguments.x_names, arguments.x_similarity or both, "--x-names"),
             Source(arguments.y, arguments.y_names, arguments.y_similarity or both, "--y-names"),
@@ -96,15 +99,18 @@ def _align(arguments: argparse.Namespace) -> int:
             progress=True,
         )
         if aligned is not None:
-            text = json.dumps(as_json(*aligned), indent=2, ensure_ascii=False)
-            print(text if arguments.json else table(*aligned))
-            if output is not None:
-                _write(output, text + "\n")
+            text = json.dumps(as_json(*aligned, group.device), indent=2, ensure_ascii=False)
+            # Neither place may lose the result where the other fails.
+            try:
+                if output is not None:
+                    _write(output, text + "\n")
+            finally:
+                print(text if arguments.json else table(*aligned))
     return 0
 
 
-def as_json(result: Alignment, x: Side, y: Side) -> dict[str, Any]:
-    """The whole result in JSON values; layers are counted from 0."""
+def as_json(result: Alignment, x: Side, y: Side, device: torch.device) -> dict[str, Any]:
+    """The whole result in JSON values, with the device of process 0; layers count from 0."""
     import torch
 
     from prh_eval import __version__
@@ -115,10 +121,13 @@ def as_json(result: Alignment, x: Side, y: Side) -> dict[str, Any]:
         sides[name] = {
             "file": side.file,
             "names": side.names,
+            "dtypes": side.dtypes,
+            "widths": side.widths,
             "features": side.features,
             "layers": side.artifact.graph.layers,
             "protocol": side.protocol,
             "similarity": side.similarity,
+            "graph_k": side.artifact.graph.k,
         }
     return {
         "metric": "mutual_knn",
@@ -132,6 +141,7 @@ def as_json(result: Alignment, x: Side, y: Side) -> dict[str, Any]:
         "chance": result.chance,
         "n": result.n,
         "k": result.k,
+        "device": str(device),
         **sides,
         "grid": result.grid.tolist(),
         "versions": {
@@ -194,16 +204,33 @@ def _digits(stderr: float) -> int:
     return min(max(3, 1 - math.floor(math.log10(stderr))), 8) if stderr > 0 else 3
 
 
-def _check_output(output: Path) -> None:
-    """Before hours of work: a place that cannot be written."""
+def _check_output(output: Path, *inputs: str) -> None:
+    """Before hours of work: a place that cannot be written, or must not be."""
+    for path in map(Path, inputs):
+        if output.exists() and path.expanduser().exists() and output.samefile(path.expanduser()):
+            raise PrhEvalError(f"--output {output} is the input {path}; it should be another file")
     if output.is_dir() or not output.parent.is_dir():
         kind = "is a folder" if output.is_dir() else f"is in {output.parent}, which is no folder"
         raise PrhEvalError(f"--output {output} {kind}; it should be a file in a folder")
+    place = output if _in_place(output) else output.resolve().parent
+    if not os.access(place, os.W_OK):
+        raise PrhEvalError(f"--output {output} cannot be written: {place} is not writable")
+
+
+def _in_place(output: Path) -> bool:
+    """Whether it is a device or a pipe, which no file may replace."""
+    return output.exists() and not output.is_file()
 
 
 def _write(output: Path, text: str) -> None:
+    from prh_eval.store import replacing
+
     try:
-        output.write_text(text, encoding="utf-8")
+        if _in_place(output):
+            output.write_text(text, encoding="utf-8")
+        else:
+            with replacing(output.resolve()) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PrhEvalError(
             f"--output {output} cannot be written: {error.strerror or error}; the same command "

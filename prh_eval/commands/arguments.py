@@ -16,6 +16,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A whole number from 1, which may be written as 1e6."""
+    try:
+        number = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < float("inf") or number != int(number):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 1, as 1e6")
+    return int(number)
+
+
 def not_negative(text: str) -> int:
     """A whole number from 0."""
     if not text.isdecimal():
@@ -63,8 +74,10 @@ def check_device(given: str | None) -> None:
     except RuntimeError as error:
         why = str(error).splitlines()[0]
     else:
-        count = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= count:
+        count = torch.cuda.device_count() if device.type == "cuda" else 0
+        if device.type not in ("cpu", "cuda"):
+            why = "it should be cpu, cuda or cuda and a number, as cuda:1"
+        elif device.type == "cuda" and (device.index or 0) >= count:
             why = f"this machine has {count} CUDA devices that this torch can use"
     if why:
         raise PrhEvalError(f"the device {given!r} cannot be used here: {why}")

@@ -8,12 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prh_eval.commands.arguments import positive, size
+from prh_eval.commands.arguments import count, positive, size
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
     from prh_eval.costs import ModelCosts
 
+# Indices are int32.
+_MOST_ITEMS = 2**31 - 1
+_TOKENS = 20.0
 _TYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -26,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "docs/large-n.md. Times are estimated from the peak rates of the device's data sheet and "
         "the share of them that --efficiency assumes.",
     )
-    parser.add_argument("--items", type=positive, required=True, metavar="N", help="how many")
+    parser.add_argument("--items", type=count, required=True, metavar="N", help="as 1e6")
     parser.add_argument("--layers", type=positive, required=True, metavar="L", help="of the model")
     parser.add_argument("--dim", type=positive, required=True, metavar="D", help="width of a layer")
     parser.add_argument(
@@ -60,7 +63,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="of the model, as 7e9: also what its features cost",
     )
     parser.add_argument(
-        "--tokens", type=_number, default=20.0, metavar="T", help="of an item; default: 20"
+        "--tokens",
+        type=_number,
+        metavar="T",
+        help=f"of an item, where --parameters is given; default: {_TOKENS:g}",
     )
     parser.add_argument("--json", action="store_true", help="for machines, in place of the table")
     parser.set_defaults(command=_plan)
@@ -77,16 +83,27 @@ def _number(text: str) -> float:
 
 
 def _share(text: str) -> float:
-    number = _number(text)
-    if number > 1:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} should be a share, above 0 and at most 1")
-    return number
+    return share
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from prh_eval.costs import EFFICIENCY, device, encoding_operations, model_costs, overlap_seconds
 
     n, k, gpus = arguments.items, arguments.k, arguments.gpus
+    if n > _MOST_ITEMS:
+        raise PrhEvalError(
+            f"--items {n} is more than the {_MOST_ITEMS:,} items that a graph can number"
+        )
+    if gpus > n:
+        raise PrhEvalError(f"--gpus {gpus} is more than the {n} items; each needs one at least")
+    if arguments.tokens is not None and arguments.parameters is None:
+        raise PrhEvalError("--tokens is of the features' cost, which needs --parameters too")
     if k >= n:
         raise PrhEvalError(
             f"k = {k} nearest neighbours cannot be found among {n} items; --k must be below --items"
@@ -131,10 +148,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         content["overlap_seconds"] = overlap_seconds(n, sides[0].layers, sides[1].layers, k)
         seconds += content["overlap_seconds"]
     if arguments.parameters is not None:
-        operations = encoding_operations(arguments.parameters, n, arguments.tokens)
+        tokens = arguments.tokens or _TOKENS
+        operations = encoding_operations(arguments.parameters, n, tokens)
         content["encoding"] = {
             "parameters": arguments.parameters,
-            "tokens": arguments.tokens,
+            "tokens": tokens,
             "operations": operations,
             "seconds": operations / (gpus * place.flops * efficiency),
         }
@@ -153,6 +171,7 @@ def _model(costs: ModelCosts) -> dict[str, Any]:
         "feature_bytes": costs.feature_bytes,
         "kept_bytes": costs.kept_bytes,
         "graph_bytes": costs.graph_bytes,
+        "writing_bytes": costs.writing_bytes,
         "layer": {
             "filter": str(search.dtype).removeprefix("torch."),
             "tile_items": search.side,
@@ -179,6 +198,7 @@ def table(content: Mapping[str, Any]) -> str:
         (f"features on disk ({content['stored']})", lambda of: _bytes(of["feature_bytes"])),
         ("graphs on disk", lambda of: _bytes(of["kept_bytes"])),
         ("graphs in memory", lambda of: _bytes(of["graph_bytes"])),
+        ("memory while they are written", lambda of: _bytes(of["writing_bytes"])),
         (f"memory of {each}, in all", lambda of: _bytes(of["layer"]["peak_bytes"])),
         ("of which by a tile", lambda of: _bytes(of["layer"]["tile_bytes"])),
         ("items on a side of a tile", lambda of: f"{of['layer']['tile_items']:,}"),

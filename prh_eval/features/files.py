@@ -22,6 +22,7 @@ from prh_eval.store import content_sha256
 # Under this name the released code of arXiv 2405.07987 keeps its features, beside other things.
 _RELEASED = "feats"
 _DATA = "the paired data"
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _Content = dict[str, Any] | Any
 
@@ -49,8 +50,24 @@ def file_features(
         numerical order.
 
     Raises:
-        PrhEvalError: If the file is missing, empty, cut short or holds code, a name is unknown,
-            or a tensor has another shape, another number of items or no floating-point numbers.
+        PrhEvalError: If the file is missing, empty, cut short or holds code, a name is unknown or
+            given twice, or a tensor has another shape, another number of items or no numbers of
+            float16, bfloat16, float32 or float64.
+    """
+    return [layer for _, layer in named_features(spec, n, named_by=named_by)]
+
+
+def named_features(
+    spec: FeatureFile, n: int | None = None, *, named_by: str = "'features.names'"
+) -> list[tuple[str, Tensor]]:
+    """Read features as :func:`file_features` does, each layer with what it is called.
+
+    Returns:
+        Names and tensors: that of the tensor in the file, ``element 0`` in a list, ``tensor`` in a
+        file of one without a name; ``NAME[:, 0]`` for a layer of a tensor that has several.
+
+    Raises:
+        PrhEvalError: As :func:`file_features`.
     """
     path = _existing(spec.path)
     reader = _READERS.get(path.suffix.lower())
@@ -72,11 +89,17 @@ def file_features(
             f"the feature file {spec.path!r} cannot be read; it is cut short, damaged or no "
             f"{path.suffix} file: {why}"
         ) from error
-    layers: list[Tensor] = []
-    for name, value in _chosen(content, spec, named_by):
+    layers: list[tuple[str, Tensor]] = []
+    for name, called, value in _chosen(content, spec, named_by):
         # Where nobody says how many items there are, the first layer does.
-        items = (layers[0].shape[0], "the first layer") if n is None and layers else (n, _DATA)
-        layers += _layers(_tensor(value, name, spec, named_by), name, spec, *items)
+        items = (layers[0][1].shape[0], "the first layer") if n is None and layers else (n, _DATA)
+        tensor = _tensor(value, called, spec, named_by)
+        found = _layers(tensor, called, spec, *items)
+        several = tensor.ndim == 3
+        layers += [
+            (f"{name}[:, {number}]" if several else name, layer)
+            for number, layer in enumerate(found)
+        ]
     if not layers:
         raise PrhEvalError(f"the feature file {spec.path!r} holds no tensor")
     return layers
@@ -177,7 +200,12 @@ def _wanted(names: Any, spec: FeatureFile) -> list[str]:
     present = [str(name) for name in names]
     if spec.names is None:
         return sorted(present, key=_natural)
-    for name in spec.names:
+    for number, name in enumerate(spec.names):
+        if name in spec.names[:number]:
+            raise PrhEvalError(
+                f"the tensor {name!r} of the feature file {spec.path!r} is named twice; each "
+                "layer should be named once"
+            )
         if name not in present:
             raise PrhEvalError(
                 f"the feature file {spec.path!r} has no tensor {name!r}; "
@@ -192,18 +220,19 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name
 
 
-def _chosen(content: _Content, spec: FeatureFile, named_by: str) -> list[tuple[str, Any]]:
-    """What is to become layers, each with how to call it in a message."""
+def _chosen(content: _Content, spec: FeatureFile, named_by: str) -> list[tuple[str, str, Any]]:
+    """What is to become layers, each with its name and how to call it in a message."""
     if isinstance(content, dict):
         named = {str(name): value for name, value in content.items()}
-        return [(f"the tensor {name!r}", named[name]) for name in _wanted(named, spec)]
+        return [(name, f"the tensor {name!r}", named[name]) for name in _wanted(named, spec)]
     if spec.names is not None:
         raise PrhEvalError(
             f"the feature file {spec.path!r} holds no names; {named_by} should be left out"
         )
     if isinstance(content, (list, tuple)):
-        return [(f"element {number}", value) for number, value in enumerate(content)]
-    return [("the tensor", content)]
+        names = [f"element {number}" for number in range(len(content))]
+        return list(zip(names, names, content, strict=True))
+    return [("tensor", "the tensor", content)]
 
 
 def _tensor(value: Any, name: str, spec: FeatureFile, named_by: str) -> Tensor:
@@ -214,7 +243,7 @@ def _tensor(value: Any, name: str, spec: FeatureFile, named_by: str) -> Tensor:
         usable = kind.kind == "f" and kind.itemsize <= 8
     elif isinstance(value, Tensor):
         kind = value.dtype if value.layout == torch.strided else value.layout
-        usable = kind != value.layout and value.is_floating_point()
+        usable = kind in _TYPES
     else:
         raise PrhEvalError(
             f"{where} is of type {type(value).__name__}; it should be a tensor, or "
@@ -222,7 +251,8 @@ def _tensor(value: Any, name: str, spec: FeatureFile, named_by: str) -> Tensor:
         )
     if not usable:
         raise PrhEvalError(
-            f"{where} is of type {kind}; features should be saved as plain floating-point numbers"
+            f"{where} is of type {kind}; features should be saved as plain floating-point numbers "
+            "of 16, 32 or 64 bits"
         )
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.asarray(value, dtype=kind.newbyteorder("=")))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.files import file_features, file_fingerprint
+from prh_eval.features.files import file_features, file_fingerprint, named_features
 from prh_eval.schema import FeatureFile
 
 N = 5
@@ -350,6 +350,39 @@ def test_tensors_of_other_types_are_refused(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(N, 2), "count": 3}, path)
     assert "'features.names' should name" in refusal(path)
     assert_equal(read(path, names=["x"]), [torch.ones(N, 2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_8_bits_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    for suffix in (".pt", ".safetensors"):
+        path = tmp_path / f"f{suffix}"
+        SAVE[suffix]({"x": torch.ones(N, 2).to(dtype)}, path)
+        message = refusal(path)
+        assert f"is of type {dtype}; features should be saved as plain floating" in message
+        assert message.endswith("of 16, 32 or 64 bits")
+
+
+def test_a_name_twice_is_refused(tmp_path: Path) -> None:
+    for suffix, save in SAVE.items():
+        path = tmp_path / f"f{suffix}"
+        save({"a": drawn(N, 2), "b": drawn(N, 2)}, path)
+        assert len(read(path, names=["b", "a"])) == 2
+        assert "the tensor 'a' of the feature file" in refusal(path, names=["a", "b", "a"])
+        assert "is named twice" in refusal(path, names=["a", "b", "a"])
+
+
+def test_every_layer_has_a_name(tmp_path: Path) -> None:
+    def names(path: Path) -> list[str]:
+        return [name for name, _ in named_features(FeatureFile(path=str(path)))]
+
+    path = tmp_path / "f.safetensors"
+    save_safetensors({"b2": drawn(N, 2), "b10": drawn(N, 2, 3), "a": drawn(N, 1)}, path)
+    assert names(path) == ["a", "b2", "b10[:, 0]", "b10[:, 1]"]
+    torch.save([drawn(N, 2), drawn(N, 1, 3)], tmp_path / "f.pt")
+    assert names(tmp_path / "f.pt") == ["element 0", "element 1[:, 0]"]
+    for shape, expected in (((N, 2), ["tensor"]), ((N, 2, 3), ["tensor[:, 0]", "tensor[:, 1]"])):
+        np.save(tmp_path / "f.npy", drawn(*shape).numpy())
+        assert names(tmp_path / "f.npy") == expected
 
 
 def test_unknown_names_name_the_nearest(tmp_path: Path) -> None:
