@@ -48,9 +48,13 @@ def searched(
     """
     found, unproven = _filtered(layer, plan, items, sharing)
     count = sharing.all_gather(torch.tensor([len(unproven)], device=unproven.device)).sum()
-    better = single_dtype()
-    if int(count) * _UNPROVEN_SHARE > plan.n and better not in (plan.dtype, torch.float64):
-        return _filtered(layer, replace(plan, dtype=better), items, sharing)
+    better = replace(plan, dtype=single_dtype())
+    if (
+        int(count) * _UNPROVEN_SHARE > plan.n
+        and better.dtype not in (plan.dtype, torch.float64)
+        and better.peak_bytes <= plan.memory_bytes
+    ):
+        return _filtered(layer, better, items, sharing)
     return found, unproven
 
 

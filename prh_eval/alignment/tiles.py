@@ -53,7 +53,7 @@ class SearchPlan:
         k: Neighbourhood size.
         dtype: Type in which candidates are found; float64 where all similarities are ranked.
         keep: Candidates an item.
-        side: Items on either side of a tile; in float64, items that are ranked together.
+        side: Items on either side of a tile.
         block: Rows that are made float64 at a time.
         memory_bytes: What the search may take.
         held: Whether the whole layer is held in float64.

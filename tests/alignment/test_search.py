@@ -206,6 +206,23 @@ def test_more_ties_than_candidates_are_searched_for_exactly(monkeypatch):
     np.testing.assert_array_equal(dense(found(x, "cosine", how), 10)[0], brute(x, "cosine", 10))
 
 
+@pytest.mark.parametrize(("memory", "passes"), [(1 << 30, 2), (1, 1)])
+def test_a_better_filter_is_tried_where_it_fits(monkeypatch, memory, passes):
+    x = features("isotropic", 300, 24)
+    x[7] *= 1e3
+    real, dtypes = search._filtered, []
+
+    def counting(layer, plan, *rest):
+        dtypes.append(plan.dtype)
+        return real(layer, plan, *rest)
+
+    monkeypatch.setattr(search, "_filtered", counting)
+    how = plan(300, 24, 10, memory_bytes=memory)
+    got = found(x, "euclidean", how)
+    np.testing.assert_array_equal(dense(got, 10)[0], brute(x, "euclidean", 10))
+    assert dtypes == [torch.bfloat16, torch.float32][:passes]
+
+
 @pytest.mark.parametrize("dtype", PRECISIONS[:-1])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "constant"])

@@ -539,7 +539,7 @@ def test_what_is_kept_of_a_build_stays_until_the_whole_is_written(
 
 
 def test_memory_that_is_too_small_is_told(yaml_file: Callable[..., Path]) -> None:
-    with pytest.raises(PrhEvalError, match="of memory, where 1 MB are allowed"):
+    with pytest.raises(PrhEvalError, match="of memory, where 1,000 bytes are allowed"):
         artifact_of(yaml_file(), memory_bytes=1000)
 
 
