@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prh_eval import __version__, store
+from prh_eval.alignment.filters import Similarity
 from prh_eval.alignment.graph import GRAPH_VERSION
 from prh_eval.alignment.layers import Alignment, align
 from prh_eval.alignment.preprocess import Protocol, validate_features
@@ -25,7 +26,6 @@ from prh_eval.errors import PrhEvalError
 from prh_eval.features.files import named_features
 from prh_eval.layer_graphs import (
     GraphParts,
-    Similarity,
     features_fingerprint,
     layer_graphs,
     made_from,

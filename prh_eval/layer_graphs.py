@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from prh_eval.alignment.filters import Similarity
 from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import Protocol, preprocess
@@ -30,8 +31,6 @@ _SUFFIX = ".layer.safetensors"
 # Values that are hashed together: blocks of rows, so that a mapped file is never held whole.
 _CHUNK = 1 << 22
 _THREADS = 8
-
-Similarity = Literal["cosine", "euclidean"]
 
 
 class GraphParts:

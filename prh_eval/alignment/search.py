@@ -152,10 +152,10 @@ def _pairs(layer: Frame, rows: slice, names: Tensor, wanted: Tensor) -> Tensor:
         others, index = slice(None), chosen
     else:
         others, index = torch.unique(chosen, return_inverse=True)
-    if layer.similarity == "cosine":
-        return _inner(layer.rows[rows], layer.rows[others], wanted.sum(dim=1), index)
-    (mine, b), (theirs, c) = layer.centred(rows), layer.centred(others)
     counts = wanted.sum(dim=1)
+    if layer.similarity == "cosine":
+        return _inner(layer.rows[rows], layer.rows[others], counts, index)
+    (mine, b), (theirs, c) = layer.centred(rows), layer.centred(others)
     return _inner(mine, theirs, counts, index) + b.repeat_interleave(counts) + c[index]
 
 

@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from prh_eval.alignment.tiles import is_memory
 from prh_eval.errors import PrhEvalError
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,7 @@ def halved(
         PrhEvalError: If the batch was of 1.
         Exception: The error itself, if it is of something else.
     """
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+    if not is_memory(error):
         raise error
     if batch_size == 1:
         raise PrhEvalError(f"{what} does not fit into the memory of {device}; {instead}") from error
