@@ -40,6 +40,9 @@ _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
 _NEAR_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Similarities that are ranked in float64 at a time, unless a row has more.
 _RANKED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
+# What a tile's memory takes from the system, in units of what is in use at once: the gaps that the C
+# library's allocator leaves between what is freed and what is made were seen to add up to half.
+_GAPS = {"cpu": 1.75, "cuda": 1.0}
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class SearchPlan:
     @property
     def tile_bytes(self) -> int:
         """What one tile takes at most, its candidates and their exact similarities included."""
+        return math.ceil(_GAPS[self.device] * self._live_bytes)
+
+    @property
+    def _live_bytes(self) -> int:
         making = 6 * 8 * self.block * self.dim
         if self.dtype == torch.float64:
             return making + self._ranking_bytes

@@ -433,7 +433,7 @@ def test_one_layer_of_ties_does_not_fill_memory_with_the_others():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("memory", [40, 400])
+@pytest.mark.parametrize("memory", [60, 400])
 @pytest.mark.parametrize(
     ("similarity", "k", "made"),
     [
