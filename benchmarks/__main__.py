@@ -14,8 +14,8 @@ from benchmarks.common import RESULTS
 from benchmarks.report import README, load, with_tables
 
 ALL = {
-    "cpu": ("startup", "scoring", "neighbours", "permutations", "features"),
-    "gpu": ("scoring", "neighbours", "permutations", "features"),
+    "cpu": ("startup", "scoring", "neighbours", "permutations", "features", "trust"),
+    "gpu": ("scoring", "neighbours", "permutations", "features", "trust"),
 }
 
 

@@ -69,6 +69,12 @@ GOALS = (
         {"layers alike": "permutations alike", "layers unlike": "permutations unlike"},
     ),
     Goal(
+        "chance, errors, cross-fitting, curves and hubs: time added to a run, n = 1,024",
+        "under 10 %",
+        "cpu",
+        {"": "trust added"},
+    ),
+    Goal(
         "features against padded batches with the head, small GPT-2s, without loss",
         "7x",
         "cpu",
@@ -114,6 +120,12 @@ GOALS = (
         "100x",
         "cuda",
         {"": "scoring 33 x 40"},
+    ),
+    Goal(
+        "one H200: time that chance, errors and controls add to a run, n = 1,024",
+        "under 10 %",
+        "cuda",
+        {"": "trust added"},
     ),
 )
 NOT_MEASURED = "not measured yet"

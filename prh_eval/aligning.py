@@ -17,9 +17,9 @@ from tqdm import tqdm
 from prh_eval import __version__, store
 from prh_eval.alignment.filters import Similarity
 from prh_eval.alignment.graph import GRAPH_VERSION
-from prh_eval.alignment.layers import Alignment, align
 from prh_eval.alignment.preprocess import Protocol, validate_features
 from prh_eval.alignment.preprocess import protocol as named_protocol
+from prh_eval.alignment.report import Report, report
 from prh_eval.alignment.tiles import plan_search
 from prh_eval.artifacts import different_data, protocol_of, same_data
 from prh_eval.errors import PrhEvalError
@@ -90,12 +90,13 @@ def align_files(
     *,
     k: int = 10,
     graph_k: int | None = None,
+    draws: int | None = None,
     protocol: str = "paper",
     memory_bytes: int | None = None,
     folder: Path | None = None,
     processes: Processes | None = None,
     progress: bool = False,
-) -> tuple[Alignment, Side, Side] | None:
+) -> tuple[Report, Side, Side] | None:
     """Align the features in two files.
 
     The graphs of each file are kept under a name that is made of the features' values and of how
@@ -107,6 +108,7 @@ def align_files(
         y: The reference: the same n items in the same order.
         k: Neighbourhood size, 1 <= k <= n - 1.
         graph_k: Neighbourhood size that new graphs answer for, at least ``k``; None: ``k``.
+        draws: Number of permutations, as :func:`prh_eval.alignment.report.report` takes it.
         protocol: Name of the preprocessing; it does not apply to Euclidean similarity.
         memory_bytes: What the search of a layer may take on its device, beyond what the features
             are stored in; None: half of what is free on a GPU, 4 GiB elsewhere.
@@ -116,8 +118,7 @@ def align_files(
         progress: Whether to show how far it is.
 
     Returns:
-        The alignment of every layer pair, and what was aligned; None in processes other than the
-        first.
+        What is found, and what was aligned; None in processes other than the first.
 
     Raises:
         PrhEvalError: If a file cannot be read, has a value that is not finite, changes while it is
@@ -170,8 +171,8 @@ def align_files(
     ]
     if not processes.first or sides[0] is None or sides[1] is None:
         return None
-    alignment = align(sides[0].artifact.graph, sides[1].artifact.graph, k)
-    return alignment, sides[0], sides[1]
+    found = report(sides[0].artifact.graph, sides[1].artifact.graph, k, draws=draws)
+    return found, sides[0], sides[1]
 
 
 # As prh_eval.alignment.preprocess asks for: with two, each is the other's nearest.

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from prh_eval import __version__, demo
-from prh_eval.commands import align, compare, leaderboard, pairs, plan, references, rescore
-from prh_eval.errors import PrhEvalError
+from prh_eval.commands import align, compare, leaderboard, pairs, plan, references, rescore, show
+from prh_eval.errors import PrhEvalError, show_error
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except PrhEvalError as error:
-        print(f"prh-eval: error: {error}", file=sys.stderr)
+        show_error(error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_arguments(demo_parser)
     demo_parser.set_defaults(command=demo.run)
 
-    for each in (references, pairs, compare, rescore, align, plan, leaderboard):
+    for each in (references, pairs, compare, rescore, show, align, plan, leaderboard):
         each.add(commands)
     return parser
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from prh_eval.alignment.chance import chance_level
-from prh_eval.alignment.layers import align
+from prh_eval.alignment.layers import Alignment, align
+from prh_eval.alignment.registry import HEADLINE
+from prh_eval.alignment.registry import metric as named_metric
+from prh_eval.alignment.uncertainty import confidence_interval, paired_difference
 from prh_eval.artifacts import different_data, same_data
 from prh_eval.errors import PrhEvalError
+from prh_eval.leaderboard.inference import holm
 from prh_eval.store import GraphArtifact
 
 
@@ -23,7 +26,7 @@ class PairScore:
         a: Name of the one.
         b: Name of the other.
         score: Its alignment, in [0, 1].
-        stderr: The standard error of it.
+        stderr: The standard error of it; None where the metric has none.
         a_layer: Layer of a.
         b_layer: Layer of b.
     """
@@ -31,7 +34,7 @@ class PairScore:
     a: str
     b: str
     score: float
-    stderr: float
+    stderr: float | None
     a_layer: int
     b_layer: int
 
@@ -47,11 +50,85 @@ class Comparison:
         n: Number of items.
         k: Neighbourhood size.
         metric: Name of the metric.
-        chance: The expected score of one pair of unrelated layers.
+        chance: The expected score of one pair of unrelated layers; None where it is not known.
     """
 
     names: tuple[str, ...]
     pairs: tuple[PairScore, ...]
+    data: str
+    n: int
+    k: int
+    metric: str
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class ReferenceScore:
+    """The best layer pair of one model and the reference. Layers are counted from 0.
+
+    Attributes:
+        name: The model.
+        score: Its alignment with the reference, in [0, 1].
+        stderr: The standard error of it.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        layer: Layer of the model.
+        reference_layer: Layer of the reference.
+    """
+
+    name: str
+    score: float
+    stderr: float
+    low: float
+    high: float
+    layer: int
+    reference_layer: int
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """The difference of two models' scores against the reference, each of its best layer pair.
+
+    Attributes:
+        a: The one.
+        b: The other.
+        difference: The score of a less that of b.
+        stderr: The standard error of it, as both are scored on the same items.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        p: Two-sided p-value of no difference.
+        p_holm: The same, adjusted for all differences that are here (Holm 1979, Scandinavian
+            Journal of Statistics 6).
+    """
+
+    a: str
+    b: str
+    difference: float
+    stderr: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class ReferenceComparison:
+    """How several models differ in their alignment with one reference.
+
+    Attributes:
+        reference: Name of the reference.
+        scores: One a model.
+        differences: The m (m - 1) / 2 of m models: the first with all later ones, and so on.
+        data: Name of the paired data.
+        n: Number of items.
+        k: Neighbourhood size.
+        metric: Name of the metric.
+        chance: The expected score of one pair of unrelated layers.
+    """
+
+    reference: str
+    scores: tuple[ReferenceScore, ...]
+    differences: tuple[ScoreDifference, ...]
     data: str
     n: int
     k: int
@@ -87,8 +164,105 @@ def compare(
         PrhEvalError: If there are fewer than two, a name is there twice, two are not of the same
             data, a graph does not answer for k, or the metric is unknown.
     """
-    headers = [artifact.header for artifact in artifacts]
+    _check(artifacts, names, k)
+    measure = named_metric(metric, "graphs")
+    pairs = []
+    every = list(itertools.combinations(range(len(names)), 2))
+    for i, j in tqdm(every, desc="pairs", leave=False, disable=None if progress else True):
+        found = align(artifacts[i].graph, artifacts[j].graph, k, metric)
+        stderr = found.stderr if isinstance(found, Alignment) else None
+        pairs.append(
+            PairScore(names[i], names[j], found.score, stderr, found.x_layer, found.y_layer)
+        )
+    n = artifacts[0].graph.n
+    return Comparison(
+        names=tuple(names),
+        pairs=tuple(pairs),
+        data=artifacts[0].header["pairs"]["name"],
+        n=n,
+        k=k,
+        metric=metric,
+        chance=measure.chance(n, k) if measure.chance else None,
+    )
+
+
+def compare_with(
+    artifacts: Sequence[GraphArtifact],
+    names: Sequence[str],
+    reference: GraphArtifact,
+    reference_name: str,
+    k: int = 10,
+    *,
+    progress: bool = False,
+) -> ReferenceComparison:
+    """Score several models against a reference by mutual kNN, and every two's difference.
+
+    Args:
+        artifacts: Graphs of at least two, all of the same items as the reference; those that are
+            made of captions, of the same captions.
+        names: What each is called, all different.
+        reference: Graphs of the reference.
+        reference_name: What it is called; no other is called the same.
+        k: Neighbourhood size that all graphs answer for.
+        progress: Whether to show a progress bar, where there is a terminal.
+
+    Returns:
+        The scores of the best layer pairs, and their differences.
+
+    Raises:
+        PrhEvalError: If there are fewer than two to compare, a name is there twice, two are not
+            of the same data, or a graph does not answer for k.
+    """
+    if reference_name in names:
+        raise PrhEvalError(
+            f"{reference_name!r} is the reference, and among those that are compared with it too; "
+            "one of the two should be another"
+        )
     _check_names(names)
+    _check([*artifacts, reference], [*names, reference_name], k)
+    found, pairs = [], []
+    quiet = None if progress else True
+    for artifact in tqdm(artifacts, desc="models", leave=False, disable=quiet):
+        alignment = align(artifact.graph, reference.graph, k)
+        found.append(alignment)
+        pairs.append(
+            (artifact.graph.layer(alignment.x_layer), reference.graph.layer(alignment.y_layer))
+        )
+    every = list(itertools.combinations(range(len(names)), 2))
+    differences = [
+        paired_difference(*pairs[i], *pairs[j], k)
+        for i, j in tqdm(every, desc="differences", leave=False, disable=quiet)
+    ]
+    adjusted = [p for p in holm([each.p for each in differences]) if p is not None]
+    return ReferenceComparison(
+        reference=reference_name,
+        scores=tuple(
+            ReferenceScore(
+                name,
+                each.score,
+                each.stderr,
+                *confidence_interval(each.score, each.stderr),
+                each.x_layer,
+                each.y_layer,
+            )
+            for name, each in zip(names, found, strict=True)
+        ),
+        differences=tuple(
+            ScoreDifference(names[i], names[j], **vars(difference), p_holm=p)
+            for (i, j), difference, p in zip(every, differences, adjusted, strict=True)
+        ),
+        data=reference.header["pairs"]["name"],
+        n=reference.graph.n,
+        k=k,
+        metric=HEADLINE,
+        chance=found[0].chance,
+    )
+
+
+def _check(artifacts: Sequence[GraphArtifact], names: Sequence[str], k: int) -> None:
+    """Refuse what cannot be compared."""
+    _check_names(names)
+    headers = [artifact.header for artifact in artifacts]
     for (x, x_header), (y, y_header) in itertools.combinations(zip(names, headers, strict=True), 2):
         if not same_data(x_header, y_header):
             raise PrhEvalError(different_data(x, [x_header], y, [y_header]))
@@ -98,23 +272,6 @@ def compare(
                 f"k = {k} should be from 1 to {artifact.graph.k}, the largest neighbourhood that "
                 f"the graph of {name} answers for"
             )
-    pairs = []
-    every = list(itertools.combinations(range(len(names)), 2))
-    for i, j in tqdm(every, desc="pairs", leave=False, disable=None if progress else True):
-        found = align(artifacts[i].graph, artifacts[j].graph, k, metric)
-        pairs.append(
-            PairScore(names[i], names[j], found.score, found.stderr, found.x_layer, found.y_layer)
-        )
-    n = artifacts[0].graph.n
-    return Comparison(
-        names=tuple(names),
-        pairs=tuple(pairs),
-        data=headers[0]["pairs"]["name"],
-        n=n,
-        k=k,
-        metric=metric,
-        chance=chance_level(n, k),
-    )
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -37,6 +37,12 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? {listing}" if near else listing
 
 
+def show_error(error: object, program: str = "prh-eval") -> None:
+    """Print the sentence of an error on stderr, whole where several processes write there."""
+    sys.stderr.write(f"{program}: error: {error}\n")
+    sys.stderr.flush()
+
+
 def show_without_traceback() -> None:
     """Let a program that ends with a :class:`PrhEvalError` print its sentence only.
 
@@ -51,7 +57,7 @@ def show_without_traceback() -> None:
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, PrhEvalError):
-            print(f"prh_eval: error: {error}", file=sys.stderr)
+            show_error(error, "prh_eval")
         else:
             others(kind, error, traceback)
 

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 
-from prh_eval.errors import PrhEvalError
+from prh_eval.errors import PrhEvalError, show_error
 
 GRACE_S = 10.0
 """How long a process may go on, or be stuck, after another one has ended, in seconds."""
@@ -202,7 +201,7 @@ class Lifeline:
             self._tell(_FAULT, fault)
         if not self._left.wait(GRACE_S):
             # Stuck in a collective that never ends, or in a long computation for nothing.
-            print(f"prh-eval: error: {fault}", file=sys.stderr, flush=True)
+            show_error(fault)
             os._exit(_EXIT_STATUS)
 
     def _tell(self, kind: str, text: str = "") -> None:

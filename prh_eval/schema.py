@@ -28,6 +28,22 @@ Norm = Literal["before", "after"]
 DType = Literal["float32", "bfloat16", "float16"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Similarity = Literal["cosine", "euclidean"]
+# The names in prh_eval.alignment.registry, which imports torch.
+Metric = Literal[
+    "mutual_knn",
+    "cycle_knn",
+    "lcs_knn",
+    "edit_distance_knn",
+    "cknna",
+    "cka",
+    "cka_rbf",
+    "debiased_cka",
+    "svcca",
+    "procrustes",
+    "rsa",
+    "linear_predictivity",
+    "triplets",
+]
 Side = Annotated[StrictInt, Field(gt=0)]
 _Color = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Name = Annotated[StrictStr, Field(min_length=1)]
@@ -313,6 +329,21 @@ class _Common(Section):
         None, description="number of parameters"
     )
     similarity: Similarity = Field("cosine", description=_SIMILARITY)
+    metric: Metric = Field(
+        "mutual_knn",
+        description="what the task prh_align_<name> measures; metadata may say otherwise",
+    )
+    relative: Name | None = Field(
+        None,
+        description="name of another reference on the same pairs, its near relative: how well the "
+        "two agree is a ceiling for any model's score",
+    )
+
+    @model_validator(mode="after")
+    def _check_relative(self) -> _Common:
+        if self.relative is not None and self.relative == self.name:
+            raise ValueError("relative should name another reference than this one")
+        return self
 
 
 class VisionReference(_Common):

@@ -1,4 +1,4 @@
-"""Neighbour graphs on disk: safetensors with a JSON header, checksummed, locked, written whole."""
+"""Graphs and features on disk: safetensors and a JSON header, verified, locked, written whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.errors import PrhEvalError
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 FORMAT = "prh_eval.graph/1"
+FEATURES_FORMAT = "prh_eval.features/1"
 
 # Up to this many items an index, and the length of a row, fit into 16 bits.
 _MAX_UINT16_ITEMS = 1 << 16
@@ -87,13 +89,24 @@ def write_artifact(path: Path, artifact: GraphArtifact) -> None:
         TypeError: If the header does not consist of JSON values.
         ValueError: If the header holds NaN or infinity.
     """
-    data = _encode(artifact)
-    with locked(path):
-        # We hold the lock, so any temporary of this file was left behind by a killed process.
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+    _write(path, _encode(artifact))
+
+
+def write_features(path: Path, layers: Sequence[Tensor], header: Mapping[str, Any]) -> None:
+    """Write layer features to a file that is there whole or not at all.
+
+    Args:
+        path: Where to; folders are made as needed.
+        layers: One tensor (n, width_l) a layer on the CPU, of a type that NumPy has.
+        header: What made them, in JSON values.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    arrays = {f"layer_{i:04}": layer.contiguous().numpy() for i, layer in enumerate(layers)}
+    metadata = {"format": FEATURES_FORMAT, "header": _canonical(header)}
+    metadata["sha256"] = _digest(metadata, arrays)
+    _write(path, safetensors.numpy.save(arrays, metadata))
 
 
 @contextmanager
@@ -138,13 +151,22 @@ def read_artifact(path: Path) -> GraphArtifact:
     Raises:
         ArtifactError: If the file is missing, cut short, edited, of another format, or not ours.
     """
-    metadata, arrays = _opened(path, arrays=True)
-    if metadata.get("sha256") != _digest(metadata, arrays):
-        raise ArtifactError(f"{path} was edited or damaged: its checksum does not fit its content")
+    metadata, arrays = _verified(path, FORMAT)
     try:
         return _decode(metadata, arrays)
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{path} does not hold neighbour graphs: {error}") from error
+
+
+def read_features(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
+    """Read and verify what :func:`write_features` wrote: the layers, and the header.
+
+    Raises:
+        ArtifactError: If the file is missing, cut short, edited, of another format, or not ours.
+    """
+    metadata, arrays = _verified(path, FEATURES_FORMAT)
+    layers = [torch.from_numpy(arrays[name]) for name in sorted(arrays)]
+    return layers, json.loads(metadata["header"])
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -153,7 +175,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ArtifactError: If the file is missing, cut short, of another format, or not ours.
     """
-    return _opened(path, arrays=False)[0]
+    return _opened(path, FORMAT, arrays=False)[0]
 
 
 @contextmanager
@@ -184,14 +206,31 @@ def warn_unwritable(path: Path, error: OSError) -> None:
 @functools.cache
 def _warn_once(folder: str, reason: str) -> None:
     logger.warning(
-        "cannot write to the cache folder %s (%s): the run goes on, but its neighbour graphs are "
-        "not kept; PRH_EVAL_CACHE can name another folder",
+        "cannot write to the cache folder %s (%s): the run goes on, but what it makes is not "
+        "kept; PRH_EVAL_CACHE can name another folder",
         folder,
         reason,
     )
 
 
-def _opened(path: Path, *, arrays: bool) -> tuple[dict[str, str], _Arrays]:
+def _write(path: Path, data: bytes) -> None:
+    with locked(path):
+        # We hold the lock, so any temporary of this file was left behind by a killed process.
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+
+def _verified(path: Path, format_: str) -> tuple[dict[str, str], _Arrays]:
+    """A file's metadata and arrays, if its checksum fits them."""
+    metadata, arrays = _opened(path, format_, arrays=True)
+    if metadata.get("sha256") != _digest(metadata, arrays):
+        raise ArtifactError(f"{path} was edited or damaged: its checksum does not fit its content")
+    return metadata, arrays
+
+
+def _opened(path: Path, format_: str, *, arrays: bool) -> tuple[dict[str, str], _Arrays]:
     """A file's metadata and, if wanted, its arrays."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -204,9 +243,9 @@ def _opened(path: Path, *, arrays: bool) -> tuple[dict[str, str], _Arrays]:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         raise ArtifactError(f"{path} is cut short or is no artifact: {error}") from error
-    if metadata.get("format") != FORMAT:
-        format_ = repr(metadata["format"]) if "format" in metadata else "none"
-        raise ArtifactError(f"{path} has the format {format_}; this version reads {FORMAT!r}")
+    if metadata.get("format") != format_:
+        found_format = repr(metadata["format"]) if "format" in metadata else "none"
+        raise ArtifactError(f"{path} has the format {found_format}; this version reads {format_!r}")
     return metadata, found
 
 

@@ -28,7 +28,7 @@ from benchmarks.timing import added_memory, by_turns, in_fresh_process
 
 CPU = torch.device("cpu")
 PRODUCT = "product and topk"
-NAMES = ("startup", "scoring", "neighbours", "permutations", "features")
+NAMES = ("startup", "scoring", "neighbours", "permutations", "features", "trust")
 
 
 def brute_neighbours(x: Tensor, k: int) -> list[set[int]]:
@@ -107,8 +107,19 @@ def test_what_was_timed_gave_the_same(results: dict[str, dict[str, Any]]) -> Non
         assert figure["details"]["rows_checked_in_float64"] == 400
         assert figure["details"]["rows_unlike_float64"] == 0
         assert figure["details"][f"rows_unlike_{PRODUCT}"]["beyond_near_ties"] == 0
+    (trust,) = results["trust"]["figures"]
+    assert trust["details"]["difference_of_scores"] == 0
+    assert trust["details"]["draws"] == 1000
     for figure in results["features"]["figures"]:
         assert figure["details"].get("largest_difference", 0.0) < 1e-6
+
+
+def test_a_share_is_of_the_times_beside_it(results: dict[str, dict[str, Any]]) -> None:
+    (figure,) = results["trust"]["figures"]
+    took = figure["seconds"]
+    run = took["features"] + took["graphs"] + took["align"]
+    added = max(took["report"] - took["align"], 0)
+    assert figure["value"] == pytest.approx(100 * added / run, rel=3e-3)
 
 
 def test_goals_name_figures_that_exist(results: dict[str, dict[str, Any]]) -> None:
@@ -151,12 +162,12 @@ def test_tables_put_figures_beside_goals() -> None:
         made_up(other, "cuda", name="neighbours n = 1000000 clustered", value=4.567, unit="s"),
     ]
     found = rows(report.tables(results))
-    small, large, *rest, million, gpu = (found[goal.what] for goal in report.GOALS)
+    small, large, *rest, million, gpu, trust = (found[goal.what] for goal in report.GOALS)
     assert small == "61.2x (Some Chip, 2 cores)"
     assert large == "1,234x (Some Chip, 2 cores)" or large == "1,235x (Some Chip, 2 cores)"
     assert million == "4.57 s clustered, 65 % of peak (Other Chip)"
     assert gpu == "70x (Other Chip)"
-    assert set(rest) == {"not measured yet"}
+    assert {*rest, trust} == {"not measured yet"}
 
 
 def test_a_tiny_result_is_no_result(tmp_path: Path) -> None:

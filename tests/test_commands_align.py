@@ -19,6 +19,7 @@ import prh_eval
 from prh_eval.aligning import Source, align_files
 from prh_eval.cli import main
 from prh_eval.commands.align import table
+from prh_eval.findings import Findings
 
 HERE = {**os.environ, "PYTHONPATH": str(Path(prh_eval.__file__).parents[1])}
 N, K = 60, 5
@@ -64,9 +65,10 @@ def test_the_table(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -
     assert float(score) == pytest.approx(grid.max(), abs=6e-4)
     assert 0 < float(error) < 0.2
     assert scores[0][2:] == [str(row), str(column)]
-    assert float(scores[1][1].split(" ± ")[0]) == pytest.approx(grid[-1].max(), abs=6e-4)
-    assert scores[1][2:] == ["2", str(grid[-1].argmax())]
-    assert float(scores[2][1]) == pytest.approx(K / (N - 1), rel=0.01)
+    for line, layer in ((2, 2), (3, 0)):
+        assert float(scores[line][1].split(" ± ")[0]) == pytest.approx(grid[layer].max(), abs=6e-4)
+        assert scores[line][2:] == [str(layer), str(grid[layer].argmax())]
+    assert float(scores[4][1]) == pytest.approx(K / (N - 1), rel=0.01)
     assert [cells[:2] for cells in best] == [[str(i), str(grid[i].argmax())] for i in range(3)]
     for cells, scores_of_layer in zip(best, grid, strict=True):
         assert float(cells[2]) == pytest.approx(scores_of_layer.max(), abs=6e-4)
@@ -82,11 +84,15 @@ def test_json_on_stdout_and_in_a_file(
     printed = json.loads(capsys.readouterr().out)
     assert json.loads(output.read_text(encoding="utf-8")) == printed
     grid = brute_force_grid(compared(X, "euclidean"), compared(Y[1:]), K)
-    np.testing.assert_allclose(printed.pop("grid"), grid, atol=1e-12)
-    assert printed.pop("score") == pytest.approx(grid.max())
-    assert 0 < printed.pop("stderr") < 0.2
-    assert printed.pop("last_layer_score") == pytest.approx(grid[2, 0])
-    assert 0 < printed.pop("last_layer_stderr") < 0.2
+    found = Findings.model_validate(printed)
+    for key in set(Findings.model_fields) - {"metric", "n", "k", "chance", "versions"}:
+        printed.pop(key, None)
+    np.testing.assert_allclose(found.layer_grid, grid, atol=6e-7)
+    assert found.score == pytest.approx(grid.max())
+    assert found.layers == (int(grid.argmax()), 0)
+    assert found.stderr is not None and 0 < found.stderr < 0.2
+    assert found.last is not None and found.last.score == pytest.approx(grid[2, 0])
+    assert found.null is not None and found.null.draws == 1000
     sides = printed.pop("x"), printed.pop("y")
     for side in sides:
         assert len(side.pop("features")) == 64
@@ -114,9 +120,6 @@ def test_json_on_stdout_and_in_a_file(
     )
     assert printed == {
         "metric": "mutual_knn",
-        "x_layer": int(grid.argmax()),
-        "y_layer": 0,
-        "last_layer_y": 0,
         "chance": K / (N - 1),
         "n": N,
         "k": K,
@@ -140,16 +143,17 @@ def test_one_similarity_for_both(
         (["--y-similarity", "euclidean"], ("cosine", "euclidean")),
     ):
         assert main(["align", *files, "--k", str(K), "--json", *options]) == 0
-        grid = json.loads(capsys.readouterr().out)["grid"]
-        np.testing.assert_allclose(grid, grids[chosen], atol=1e-12)
+        grid = json.loads(capsys.readouterr().out)["layer_grid"]
+        np.testing.assert_allclose(grid, grids[chosen], atol=6e-7)
 
 
 def test_small_errors_have_the_digits_they_need(files: tuple[str, str]) -> None:
     """A million items have standard errors of 1e-4: three decimals would hide them."""
     result = align_files(*(Source(file) for file in files), k=3)
     assert result is not None
-    alignment, x, y = result
-    small = replace(alignment, score=0.0123456, stderr=0.000123, chance=1.000001e-5)
+    found, x, y = result
+    numbers = {"score": 0.0123456, "stderr": 0.000123, "chance": 1.000001e-5}
+    small = replace(found, alignment=replace(found.alignment, **numbers))
     text = table(small, x, y)
     assert "0.01235 ± 0.00012" in text
     assert "1e-05" in text

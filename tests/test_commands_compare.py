@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kept_graphs import features, keep_model, keep_reference, nearest
+from statsmodels.stats.multitest import multipletests
 
 from prh_eval.cli import main
 
@@ -123,6 +124,67 @@ def test_csv_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert {row["data"] for row in rows} == {"pictures"}
 
 
+@pytest.mark.usefixtures("files")
+def test_against_a_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    keep_model("opt", features(2, N, 7))
+    command = ["compare", "gpt2", "opt", "clip", "--reference", "dino", "--k", "5"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["reference"] == "dino"
+    assert [each["name"] for each in found["scores"]] == ["gpt2", "opt", "clip"]
+    assert [each["name"] for each in found["graphs"]] == ["gpt2", "opt", "clip", "dino"]
+    score, layer, reference_layer = best("org/gpt2", "dino", 5)
+    first = found["scores"][0]
+    assert first["score"] == pytest.approx(score)
+    assert (first["layer"], first["reference_layer"]) == (layer, reference_layer)
+    assert first["low"] < score < first["high"]
+    assert [(d["a"], d["b"]) for d in found["differences"]] == [
+        ("gpt2", "opt"),
+        ("gpt2", "clip"),
+        ("opt", "clip"),
+    ]
+    scores = {each["name"]: each["score"] for each in found["scores"]}
+    for each in found["differences"]:
+        assert each["difference"] == pytest.approx(scores[each["a"]] - scores[each["b"]])
+        assert each["low"] < each["difference"] < each["high"]
+    p = [each["p"] for each in found["differences"]]
+    adjusted = multipletests(p, method="holm")[1]
+    assert [each["p_holm"] for each in found["differences"]] == pytest.approx(adjusted)
+
+    assert main([*command, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    for row, each in zip(rows, found["differences"], strict=True):
+        assert float(row["stderr"]) == pytest.approx(each["stderr"])
+        assert (row["reference"], row["k"], row["data"]) == ("dino", "5", "pictures")
+
+    assert main(command) == 0
+    table, about, differences, note = capsys.readouterr().out.strip().split("\n\n")
+    told = cells(table)
+    assert told["gpt2", "score"] == f"{score:.3f} ± {first['stderr']:.3f}"
+    assert told["gpt2", "95 % interval"] == f"{first['low']:.3f} to {first['high']:.3f}"
+    assert told["gpt2", "layer"] == str(layer)
+    assert told["gpt2", "layer of dino"] == str(reference_layer)
+    assert "mutual_knn with dino" in about and "n = 24, k = 5" in about
+    told = cells(differences)
+    last = found["differences"][2]
+    assert told["opt - clip", "difference"] == f"{last['difference']:+.3f} ± {last['stderr']:.3f}"
+    for column, value in (("p", last["p"]), ("p, adjusted", last["p_holm"])):
+        assert told["opt - clip", column] == ("< 0.001" if value < 0.001 else f"{value:.3f}")
+    assert note.startswith("3 differences on the same items")
+
+
+@pytest.mark.usefixtures("files")
+def test_a_metric_without_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", "dino", "clip", "--metric", "cycle_knn", "--k", "5"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pairs"][0]["stderr"] is None
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert cells(out.split("\n\n")[0])["dino", "clip"] == f"{found['pairs'][0]['score']:.3f}"
+    assert "±" not in out
+
+
 def test_two_files_of_one_name_are_told_apart(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +219,15 @@ def test_the_protocol_is_that_of_the_graphs(capsys: pytest.CaptureFixture[str]) 
         (["dino", "dinov2_giant"], "`prh-eval references build dinov2_giant`"),
         (["dino", "elsewhere"], "dino and elsewhere are not of the same data"),
         (["dino", "clip", "--k", "13"], "k = 13 should be from 1 to 12"),
-        (["dino", "clip", "--metric", "cka"], "there is no metric 'cka'"),
+        (["dino", "clip", "--metric", "mutual_kn"], "there is no metric 'mutual_kn'"),
+        (["dino", "clip", "--metric", "cka"], "the metric 'cka' compares features"),
+        (["dino", "--reference", "clip"], "at least 2"),
+        (["dino", "clip", "--reference", "clip"], "'clip' is the reference, and among those"),
+        (["dino", "clip", "--reference", "elsewhere"], "not of the same data"),
+        (
+            ["dino", "clip", "--reference", "gpt2", "--metric", "cycle_knn"],
+            "--metric cycle_knn should be mutual_knn where there is a --reference",
+        ),
         (["dino", "clip", "--protocol", "papper"], "did you mean 'paper'"),
         (["dino", "clip", "--output", "no/such/folder/x"], "no/such/folder/x cannot be written"),
     ],

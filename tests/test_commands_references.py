@@ -13,6 +13,7 @@ import safetensors.numpy
 import torch
 import yaml
 from reference_files import write_numbers
+from tiny_hub import make_dinov2, make_image_captions, write_reference
 
 from prh_eval.cli import main
 from prh_eval.errors import PrhEvalError
@@ -139,6 +140,55 @@ def test_build_says_why_and_where(
     kept = safetensors.numpy.load_file("kept.safetensors")
     rows = np.load(working_folder / "references" / "numbers.npy")
     np.testing.assert_array_equal(np.stack([kept["layer_000"], kept["layer_001"]], 1), rows)
+
+
+def test_build_tells_of_a_near_relative_that_is_not_built(
+    working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = np.random.default_rng(1).normal(size=(20, 5))
+    write_numbers(working_folder / "references", "more", rows, relative="numbers")
+    # At the end, for one that was just built needs no telling.
+    told = (
+        "more: how well its near relative numbers agrees with it is a ceiling for scores; "
+        "`prh-eval references build numbers{}` builds that"
+    )
+    assert run("build", "more", "--protocol", "unclipped", "--caption", "mean") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [told.format(" --protocol unclipped --caption mean")]
+    assert run("build", "more") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [told.format("")]
+    for names in (["more", "numbers"], ["more"]):
+        assert run("build", *names) == 0
+        assert "relative" not in capsys.readouterr().out
+
+
+def test_metric_and_relative_are_shown_and_a_wrong_relative_is_a_mistake(
+    working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = working_folder / "references"
+    write_numbers(folder, "more", np.eye(20), relative="numbers", metric="lcs_knn")
+    assert run("show", "more") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["metric", "lcs_knn"] in lines and ["relative", "numbers"] in lines
+    assert run("check", "more") == 0
+    write_numbers(folder, "more", np.eye(20), relative="numbrs")
+    assert run("check", "more") == 1
+    assert "of more: unknown reference 'numbrs'; did you mean 'num" in capsys.readouterr().out
+    assert run("build", "more") == 2
+    assert not list(working_folder.glob("cache/references/*"))
+
+
+def test_features_are_kept_where_the_metric_compares_them(
+    working_folder: Path, cache_folder: Path
+) -> None:
+    make_dinov2(working_folder / "encoder")
+    make_image_captions(working_folder / "data", n=12)
+    for name, metric, kept in (("near", "cycle_knn", 0), ("alike", "cka", 1)):
+        file = working_folder / "references" / f"{name}.yaml"
+        write_reference(file, working_folder / "encoder", working_folder / "data", metric=metric)
+        assert run("build", name) == 0
+        assert len(list(cache_folder.glob("references/*.safetensors"))) == 1 + kept
+        assert len(list(cache_folder.glob("features/*.safetensors"))) == kept
 
 
 def test_every_option_reaches_the_build(

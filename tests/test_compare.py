@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kept_graphs import features, graph, nearest, pairs
 
-from prh_eval.compare import Comparison, compare
+from prh_eval.alignment.uncertainty import confidence_interval, paired_difference
+from prh_eval.compare import Comparison, compare, compare_with
 from prh_eval.errors import PrhEvalError
 from prh_eval.store import GraphArtifact
 
@@ -64,6 +65,37 @@ def test_alignment_with_an_equal_is_1() -> None:
     assert made.pairs[0].score == pytest.approx(1)
     assert (made.pairs[0].a_layer, made.pairs[0].b_layer) == (0, 1)
     assert made.pairs[0].stderr == pytest.approx(0)
+
+
+def test_differences_are_those_of_the_best_layer_pairs() -> None:
+    shared = np.random.default_rng(5).normal(size=(80, 8)) * 2
+    y, *models = (artifact(features(2, 80, seed, shared), k=60) for seed in range(4))
+    names = ["a", "b", "c"]
+    made = compare_with(models, names, y, "reference", 4)
+    assert (made.reference, made.n, made.k, made.data) == ("reference", 80, 4, "pictures")
+    against = {
+        pair.a: pair for pair in compare([*models, y], [*names, "y"], 4).pairs if pair.b == "y"
+    }
+    for score in made.scores:
+        pair = against[score.name]
+        assert (score.score, score.layer) == (pair.score, pair.a_layer)
+        assert score.reference_layer == pair.b_layer
+        assert (score.low, score.high) == confidence_interval(score.score, score.stderr)
+    chosen = {
+        score.name: (model.graph.layer(score.layer), y.graph.layer(score.reference_layer))
+        for score, model in zip(made.scores, models, strict=True)
+    }
+    assert [(each.a, each.b) for each in made.differences] == [("a", "b"), ("a", "c"), ("b", "c")]
+    for each in made.differences:
+        right = paired_difference(*chosen[each.a], *chosen[each.b], 4)
+        assert vars(right).items() <= vars(each).items()
+        assert each.p <= each.p_holm <= 1
+
+
+def test_a_model_that_is_there_twice_differs_by_nothing() -> None:
+    y, model = (artifact(features(1, 30, seed)) for seed in range(2))
+    (found,) = compare_with([model, model], ["a", "b"], y, "y", 4).differences
+    assert (found.difference, found.stderr, found.p, found.p_holm) == (0, 0, 1, 1)
 
 
 def sentence(artifacts: list[GraphArtifact], k: int = 4, metric: str = "mutual_knn") -> str:

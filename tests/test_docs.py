@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from tabulate import tabulate
 
 from prh_eval import schema
+from prh_eval.alignment.registry import METRICS
 from prh_eval.cli import _parser, parse
 from prh_eval.harness.options import PREFIX, TaskOptions
 from prh_eval.leaderboard import config
@@ -40,6 +41,18 @@ def options() -> str:
         default = "the task's" if field.is_required() else f"`{field.default}`"
         rows.append([f"`{PREFIX}{name}`", default, str(field.description)])
     return table(["key", "default", "meaning"], rows)
+
+
+def metrics() -> str:
+    rows = [
+        [
+            f"`{metric.name}`",
+            "neighbours" if metric.needs == "graphs" else "features",
+            metric.source,
+        ]
+        for metric in METRICS.values()
+    ]
+    return table(["metric", "compares", "source"], rows)
 
 
 def tasks() -> str:
@@ -158,6 +171,7 @@ BOARD_SECTIONS: list[tuple[str, type[BaseModel], frozenset[str]]] = [
 
 BLOCKS: list[tuple[str, str, Callable[[], str]]] = [
     ("tasks/README.md", "options", options),
+    ("tasks/README.md", "metrics", metrics),
     ("references/README.md", "keys", keys),
     ("docs/leaderboard.md", "keys", board_keys),
     ("README.md", "tasks", tasks),

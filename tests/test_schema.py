@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from prh_eval.alignment.registry import METRICS
 from prh_eval.errors import PrhEvalError
 from prh_eval.references.registry import load_reference
-from prh_eval.schema import REFERENCE, Reference
+from prh_eval.schema import REFERENCE, Metric, Reference
 from prh_eval.validation import mistake
 
 COMMON = {"description": "d", "licence": "l", "citation": "c"}
@@ -50,6 +51,8 @@ FILES: list[dict[str, Any]] = [
         "kind": "values",
         "pairs": {"kind": "embedded", "name": "xkcd_colors"},
         "values": {"path": "v.csv", "columns": ["a"]},
+        "metric": "cka",
+        "relative": "cielab",
     },
 ]
 VALUES = st.recursive(
@@ -101,6 +104,16 @@ def drawn_file(data: st.DataObject) -> dict[str, Any]:
 @pytest.mark.parametrize("content", FILES, ids=lambda content: content["kind"])
 def test_these_are_right(content: dict[str, Any]) -> None:
     REFERENCE.validate_python(content)
+
+
+def test_metrics_are_those_of_the_registry() -> None:
+    assert set(get_args(Metric)) == set(METRICS)
+    for name in METRICS:
+        assert REFERENCE.validate_python({**FILES[0], "metric": name}).metric == name
+    with pytest.raises(ValidationError) as error:
+        REFERENCE.validate_python({**FILES[0], "metric": "mutual_kn"})
+    sentence = mistake(error.value, Reference)
+    assert sentence.startswith("the key 'metric' is 'mutual_kn'; did you mean 'mutual_knn'?")
 
 
 @given(st.data())

@@ -156,6 +156,37 @@ def test_every_changed_byte_is_noticed(tmp_path: Path) -> None:
     assert noticed > len(whole) * 0.95
 
 
+def test_features_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "features.safetensors"
+    layers = [
+        torch.randn(4, width).to(kind) for width, kind in ((3, torch.float32), (5, torch.half))
+    ]
+    layers.append(torch.randn(2, 4).T.double())
+    store.write_features(path, layers, {"made_from": {"x": [None]}})
+    read, header = store.read_features(path)
+    assert header == {"made_from": {"x": [None]}}
+    for one, other in zip(layers, read, strict=True):
+        assert (one.dtype, one.tolist()) == (other.dtype, other.tolist())
+    with pytest.raises(
+        ArtifactError, match=r"'prh_eval\.features/1'; this version reads 'prh_eval\.g"
+    ):
+        read_artifact(path)
+    content = path.read_bytes()
+    for position in range(0, len(content), 17):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+        )
+        with pytest.raises(ArtifactError):
+            store.read_features(path)
+
+
+def test_more_layers_than_a_digit_has(tmp_path: Path) -> None:
+    layers = [torch.full((2, 1), float(number)) for number in range(101)]
+    store.write_features(tmp_path / "x.safetensors", layers, {})
+    read, _ = store.read_features(tmp_path / "x.safetensors")
+    assert [float(layer[0, 0]) for layer in read] == list(range(101))
+
+
 def test_every_cut_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_artifact(path, make_artifact())

@@ -1,38 +1,24 @@
-"""How much two models agree about which items are neighbours, and the registry of such metrics."""
+"""Mutual k-nearest-neighbour alignment: how many of their neighbours items share in two models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.overlaps import shared_counts, shared_counts_bytes
-from prh_eval.errors import PrhEvalError, suggestion
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A named measure of agreement between two neighbour graphs.
-
-    Attributes:
-        name: What a person writes.
-        grid: Scores of every layer pair at once: (x, y, k) to float64 (layers_x, layers_y).
-        items: Scores of each item for graphs of a single layer: (x, y, k) to float64 (n,); their
-            mean is the score.
-        source: Where it is defined.
-    """
-
-    name: str
-    grid: Callable[[NeighborGraph, NeighborGraph, int], Tensor]
-    items: Callable[[NeighborGraph, NeighborGraph, int], Tensor]
-    source: str
+from prh_eval.errors import PrhEvalError
 
 
 def overlap(
-    x: NeighborGraph, y: NeighborGraph, k: int, *, memory_bytes: int | None = None
+    x: NeighborGraph,
+    y: NeighborGraph,
+    k: int,
+    *,
+    items: Tensor | None = None,
+    memory_bytes: int | None = None,
 ) -> Tensor:
     """Mutual k-nearest-neighbour alignment of every layer pair.
 
@@ -49,6 +35,8 @@ def overlap(
         x: Graph of one model, n items.
         y: Graph of the other, the same n items in the same order; moved to the device of x.
         k: Neighbourhood size that both graphs answer for.
+        items: int64, shape (m,): the items whose mean is taken, each at most once; their neighbours
+            are sought among all items. None: all of them.
         memory_bytes: About how much the tables of a chunk of items may take; those of one item
             are always held. By default 16 MiB, which caches hold, or 1 GiB on a GPU.
 
@@ -57,18 +45,20 @@ def overlap(
 
     Raises:
         PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
+        ValueError: If ``items`` names no item, one twice, or one that there is not.
     """
     check_pair(x, y, k)
     device = x.indices.device
+    items = _items(items, x.n).to(device)
     if memory_bytes is None:
         memory_bytes = 1 << 24 if device.type == "cpu" else 1 << 30
     grid = torch.zeros(x.layers, y.layers, dtype=torch.float64, device=device)
     groups_y = _of_similar_width(y, k)
     for layers_x in _of_similar_width(x, k):
         for layers_y in groups_y:
-            total = _total(_pick(x, layers_x), _pick(y, layers_y), k, memory_bytes)
+            total = _total(_pick(x, layers_x), _pick(y, layers_y), k, items, memory_bytes)
             grid[torch.tensor(layers_x)[:, None], torch.tensor(layers_y)] = total
-    return grid / (x.n * k)
+    return grid / (len(items) * k)
 
 
 def item_overlap(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
@@ -141,30 +131,6 @@ def shared_weights(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
     return torch.where(found, x.weights(k)[0] * their_weights.gather(1, place), 0.0)
 
 
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric(
-            "mutual_knn",
-            overlap,
-            item_overlap,
-            "Huh et al. (2024), The Platonic Representation Hypothesis, appendix A",
-        ),
-    )
-}
-
-
-def metric(name: str) -> Metric:
-    """The metric of that name.
-
-    Raises:
-        PrhEvalError: If there is none.
-    """
-    if name not in METRICS:
-        raise PrhEvalError(f"there is no metric {name!r}; {suggestion(name, METRICS)}")
-    return METRICS[name]
-
-
 def check_pair(x: NeighborGraph, y: NeighborGraph, k: int) -> None:
     """Refuse two graphs that cannot be compared at this neighbourhood size.
 
@@ -180,6 +146,15 @@ def check_pair(x: NeighborGraph, y: NeighborGraph, k: int) -> None:
             f"k = {k} is not among the neighbourhood sizes 1 to {min(x.k, y.k)} that both "
             "neighbour graphs answer for"
         )
+
+
+def _items(items: Tensor | None, n: int) -> Tensor:
+    """The items whose mean is taken."""
+    if items is None:
+        return torch.arange(n)
+    if items.ndim != 1 or not len(set(items.tolist()) & set(range(n))) == len(items) > 0:
+        raise ValueError(f"items should name some of the items 0 to {n - 1}, each once")
+    return items
 
 
 def _of_similar_width(graph: NeighborGraph, k: int) -> list[list[int]]:
@@ -200,21 +175,24 @@ def _pick(graph: NeighborGraph, layers: list[int]) -> NeighborGraph:
     return NeighborGraph(graph.indices[layers], graph.tied[layers], graph.k)
 
 
-def _total(x: NeighborGraph, y: NeighborGraph, k: int, memory_bytes: int) -> Tensor:
-    """The sum of products of weights, float64 (layers_x, layers_y), on the device of x."""
+def _total(x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor, memory_bytes: int) -> Tensor:
+    """The sum of products of weights over some items, float64 (layers_x, layers_y).
+
+    The items and the result are on the device of x.
+    """
     device = x.indices.device
     # Where neighbours tie for the last of the k places in some layer, weights are fractions.
     tied = torch.zeros(x.n, dtype=torch.bool, device=device)
     for graph in (x, y):
         tied |= graph.tied[..., k : k + 1].any(dim=2).any(dim=0).to(device)
     counts = torch.zeros(x.layers, y.layers, dtype=torch.int64, device=device)
-    whole = (~tied).nonzero().squeeze(1)
+    tied = tied[items]
     size = shared_counts_bytes(x.layers * k, y.layers * k, x.n)
-    for items in _chunks(whole, memory_bytes // size):
-        counts += shared_counts(_nearest(x, k, items), _nearest(y, k, items), x.n)
+    for chunk in _chunks(items[~tied], memory_bytes // size):
+        counts += shared_counts(_nearest(x, k, chunk), _nearest(y, k, chunk), x.n)
     total = counts.double()
-    if len(whole) < x.n:
-        total += _tied_total(x, y, k, tied.nonzero().squeeze(1), memory_bytes)
+    if tied.any():
+        total += _tied_total(x, y, k, items[tied], memory_bytes)
     return total
 
 

@@ -124,23 +124,25 @@ def _widened(lanes: Tensor, steps: list[tuple[int, int]]) -> Tensor:
     for width, lower in steps:
         # Full fields of w bits add up to a full one of 2w.
         group = 2**width + 1
-        low = _sums(lanes & lower, group)
+        count, (m, r) = len(lanes), lanes.shape[-2:]
+        result = lanes.new_empty(2 * count, *lanes.shape[1:-2], -(-m // group), r)
+        # The upper halves behind the lower ones: lanes end in the order of the bits.
+        _sums(lanes & lower, group, result[:count])
         lanes >>= width
         lanes &= lower
-        # The upper halves behind the lower ones: lanes end in the order of the bits.
-        lanes = torch.cat([low, _sums(lanes, group)])
+        _sums(lanes, group, result[count:])
+        lanes = result
     return lanes
 
 
-def _sums(lanes: Tensor, group: int) -> Tensor:
+def _sums(lanes: Tensor, group: int, out: Tensor) -> None:
     """Sums (..., sums, r) of (..., m, r), each of ``group`` of the m at most."""
     m, r = lanes.shape[-2:]
     whole = m // group
     grouped = lanes[..., : whole * group, :].view(*lanes.shape[:-2], group, whole, r)
-    if whole * group == m:
-        return grouped.sum(dim=-3)
-    rest = lanes[..., whole * group :, :].sum(dim=-2, keepdim=True)
-    return torch.cat([grouped.sum(dim=-3), rest], dim=-2) if whole else rest
+    torch.sum(grouped, dim=-3, out=out[..., :whole, :])
+    if whole * group < m:
+        torch.sum(lanes[..., whole * group :, :], dim=-2, out=out[..., whole, :])
 
 
 def _is_sparse(edges: int, n: int) -> bool:
@@ -159,7 +161,7 @@ def _renumbered(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     new[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     number = new.cumsum(dim=1)
     wanted = y.flatten(1)
-    place = torch.searchsorted(ranked, wanted).clamp(max=ranked.shape[1] - 1)
+    place = torch.searchsorted(ranked, wanted.contiguous()).clamp(max=ranked.shape[1] - 1)
     numbers_y = torch.where(ranked.gather(1, place) == wanted, number.gather(1, place), 0)
     numbers_x = torch.empty_like(number).scatter_(1, order, number)
     return numbers_x.view(x.shape), numbers_y.view(y.shape)

@@ -40,8 +40,8 @@ _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
 _NEAR_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Similarities that are ranked in float64 at a time, unless a row has more.
 _RANKED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
-# What a tile's memory takes from the system, in units of what is in use at once: the gaps that the C
-# library's allocator leaves between what is freed and what is made were seen to add up to half.
+# What a tile takes from the system, in units of what is in use at once: gaps that the C library's
+# allocator leaves between what is freed and what is made were seen to add up to half.
 _GAPS = {"cpu": 1.75, "cuda": 1.0}
 
 

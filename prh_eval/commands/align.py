@@ -9,14 +9,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prh_eval.commands.arguments import check_device, positive, size
+from prh_eval.commands.arguments import check_device, not_negative, positive, size
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
     import torch
 
     from prh_eval.aligning import Side
-    from prh_eval.alignment.layers import Alignment
+    from prh_eval.alignment.report import Report
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,6 +39,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=positive,
         metavar="K",
         help="largest neighbourhood that the kept graphs will answer for; default: that of --k",
+    )
+    parser.add_argument(
+        "--draws",
+        type=not_negative,
+        help="random re-pairings of the items that tell what chance can do; default: 1000, or none "
+        "where there are more than 20,000 items",
     )
     parser.add_argument("--protocol", default="paper", help="preprocessing; default: paper")
     for option, of in (("--similarity", "both"), ("--x-similarity", "X"), ("--y-similarity", "Y")):
@@ -92,6 +98,7 @@ def _align(arguments: argparse.Namespace) -> int:
             Source(arguments.y, arguments.y_names, arguments.y_similarity or both, "--y-names"),
             k=arguments.k,
             graph_k=arguments.graph_k,
+            draws=arguments.draws,
             protocol=arguments.protocol,
             memory_bytes=arguments.memory,
             folder=arguments.work,
@@ -109,12 +116,13 @@ def _align(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def as_json(result: Alignment, x: Side, y: Side, device: torch.device) -> dict[str, Any]:
+def as_json(result: Report, x: Side, y: Side, device: torch.device) -> dict[str, Any]:
     """The whole result in JSON values, with the device of process 0; layers count from 0."""
     import torch
 
     from prh_eval import __version__
     from prh_eval.alignment.graph import GRAPH_VERSION
+    from prh_eval.recording import report_record
 
     sides = {}
     for name, side in (("x", x), ("y", y)):
@@ -131,19 +139,9 @@ def as_json(result: Alignment, x: Side, y: Side, device: torch.device) -> dict[s
         }
     return {
         "metric": "mutual_knn",
-        "score": result.score,
-        "stderr": result.stderr,
-        "x_layer": result.x_layer,
-        "y_layer": result.y_layer,
-        "last_layer_score": result.last_layer_score,
-        "last_layer_stderr": result.last_layer_stderr,
-        "last_layer_y": result.last_layer_y,
-        "chance": result.chance,
-        "n": result.n,
-        "k": result.k,
+        **report_record(result),
         "device": str(device),
         **sides,
-        "grid": result.grid.tolist(),
         "versions": {
             "prh_eval": __version__,
             "torch": torch.__version__,
@@ -152,39 +150,71 @@ def as_json(result: Alignment, x: Side, y: Side, device: torch.device) -> dict[s
     }
 
 
-def table(result: Alignment, x: Side, y: Side) -> str:
-    """The result for people: the scores, and for each layer of X the layer of Y that is best."""
+def table(result: Report, x: Side, y: Side) -> str:
+    """The result for people: the scores, chance, and for each layer of X the best layer of Y."""
     from tabulate import tabulate
 
-    last = x.artifact.graph.layers - 1
+    alignment, crossed = result.alignment, result.cross_fitted
+    digits = _digits(alignment.stderr)
     scores: list[list[object]] = [
-        [
-            "best pair of layers",
-            _score(result.score, result.stderr),
-            result.x_layer,
-            result.y_layer,
-        ],
-        [
-            "last layer of X",
-            _score(result.last_layer_score, result.last_layer_stderr),
-            last,
-            result.last_layer_y,
-        ],
-        ["by chance, any pair", f"{result.chance:.3g}", "", ""],
+        [name, _score(score, stderr), *layers]
+        for name, score, stderr, layers in (
+            (
+                "best pair of layers",
+                alignment.score,
+                alignment.stderr,
+                (alignment.x_layer, alignment.y_layer),
+            ),
+            *(
+                [("pair chosen on the other half of the items", crossed.score, crossed.stderr, ())]
+                if crossed
+                else []
+            ),
+            *(
+                (
+                    f"{which} layer of X",
+                    chosen.score,
+                    chosen.stderr,
+                    (chosen.x_layer, chosen.y_layer),
+                )
+                for which, chosen in (("last", result.last), ("first", result.embedding))
+            ),
+        )
     ]
+    scores.append(["by chance, any pair", f"{alignment.chance:.3g}"])
     columns: list[str] = ["", "score ± standard error", "layer of X", "layer of Y"]
     best: list[list[object]] = [
-        [layer, int(row.argmax()), f"{float(row.max()):.{_digits(result.stderr)}f}"]
-        for layer, row in enumerate(result.grid)
+        [layer, int(row.argmax()), f"{float(row.max()):.{digits}f}"]
+        for layer, row in enumerate(alignment.grid)
     ]
+    low, high = result.interval
     return "\n".join(
         [
             *(f"{name}: {_described(side)}" for name, side in (("X", x), ("Y", y))),
-            f"n = {result.n:,} items, k = {result.k} nearest neighbours; layers count from 0\n",
+            f"n = {alignment.n:,} items, k = {alignment.k} nearest neighbours; layers count from 0",
+            "",
             tabulate(scores, columns, disable_numparse=True),
+            "",
+            f"95 % interval of the best pair: {low:.{digits}f} to {high:.{digits}f}; z = "
+            f"{result.z:.1f} standard deviations above chance",
+            _null(result, digits),
+            *filter(None, [result.hub_warning]),
             "\nEach layer of X with the layer of Y that is best for it:\n",
             tabulate(best, ["layer of X", "layer of Y", "score"], disable_numparse=True),
         ]
+    )
+
+
+def _null(result: Report, digits: int) -> str:
+    """What random re-pairings say of the best of all layer pairs."""
+    null = result.null
+    if null is None:
+        return "What chance can do with the best of all layer pairs was not drawn (--draws)."
+    found = null.calibrated
+    return (
+        f"Of {len(null.values):,} random re-pairings the best layer pair's score is above "
+        f"{found.threshold:.{digits}f} in {null.alpha:.0%}; p = {found.p:.3g}, calibrated score "
+        f"{found.score:.{digits}f}"
     )
 
 

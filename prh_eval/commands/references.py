@@ -170,12 +170,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from prh_eval.references.registry import found_files, load_reference
+    from prh_eval.references.registry import found_files, load_reference, relative_of
 
     broken = 0
     for given in arguments.references or list(found_files()):
         try:
             reference = load_reference(given)
+            relative_of(reference)
             found = _try(reference, arguments) if arguments.load else "valid"
             print(f"ok       {reference.name}: {found}", flush=True)
         except PrhEvalError as error:
@@ -207,9 +208,10 @@ def _try(reference: Reference, arguments: argparse.Namespace) -> str:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    from prh_eval.alignment.registry import metric
     from prh_eval.processes import processes
-    from prh_eval.references.build import reference_artifact
-    from prh_eval.references.registry import load_reference
+    from prh_eval.references.build import reference_artifact, reference_features
+    from prh_eval.references.registry import load_reference, relative_of
 
     if arguments.features is not None:
         if len(arguments.references) > 1:
@@ -217,12 +219,24 @@ def _build(arguments: argparse.Namespace) -> int:
         if arguments.features.suffix != ".safetensors":
             raise PrhEvalError(f"--features {arguments.features} should end in .safetensors")
     references = [load_reference(given) for given in arguments.references]
+    for reference in references:
+        relative_of(reference)
     check_device(arguments.device)
     with processes(arguments.device) as group:
         for reference in references:
+            pairs = _pairs(reference, arguments.caption)
+            if metric(reference.metric).needs == "features":
+                reference_features(
+                    reference,
+                    pairs,
+                    device=arguments.device,
+                    batch_size=arguments.batch_size,
+                    workers=arguments.workers,
+                    trust_remote_code=arguments.trust_remote_code,
+                )
             artifact = reference_artifact(
                 reference,
-                _pairs(reference, arguments.caption),
+                pairs,
                 protocol=arguments.protocol,
                 k=arguments.k,
                 graph_k=arguments.k,
@@ -237,7 +251,29 @@ def _build(arguments: argparse.Namespace) -> int:
             )
             if group.first:
                 print(f"{reference.name}: {_kept(artifact)}")
+        if group.first:
+            for reference in references:
+                _tell_of_relative(reference, arguments)
     return 0
+
+
+def _tell_of_relative(reference: Reference, arguments: argparse.Namespace) -> None:
+    """Say how the near relative of a built reference is built, where it is not."""
+    from prh_eval.references.build import ceiling_artifact
+
+    pairs = _pairs(reference, arguments.caption)
+    found = ceiling_artifact(reference, pairs, protocol=arguments.protocol, k=1)
+    if reference.relative is None or found is not None:
+        return
+    command = f"prh-eval references build {reference.relative}"
+    if arguments.protocol != "paper":
+        command += f" --protocol {arguments.protocol}"
+    if arguments.caption:
+        command += f" --caption {arguments.caption}"
+    print(
+        f"{reference.name}: how well its near relative {reference.relative} agrees with it is a "
+        f"ceiling for scores; `{command}` builds that"
+    )
 
 
 def _kept(artifact: GraphArtifact) -> str:

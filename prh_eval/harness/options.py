@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from prh_eval.alignment.metrics import METRICS
 from prh_eval.alignment.preprocess import PROTOCOLS
+from prh_eval.alignment.registry import METRICS
+from prh_eval.alignment.report import DRAWS, DRAWS_ITEMS
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.features.language_pooling import Pooling
 from prh_eval.validation import mistake
@@ -24,7 +25,9 @@ class TaskOptions(BaseModel):
 
     reference: str = Field(description="Name of a reference, or the path of its YAML file.")
     metric: str = Field("mutual_knn", description=f"One of {', '.join(METRICS)}.")
-    k: int = Field(10, ge=1, description="Neighbourhood size.")
+    k: int = Field(
+        10, ge=1, description="Neighbourhood size; of svcca the number of directions of a layer."
+    )
     protocol: str = Field("paper", description=f"One of {', '.join(PROTOCOLS)}.")
     pooling: Pooling = Field(
         "mean", description="Over a caption's tokens: their mean, or the last one."
@@ -36,6 +39,17 @@ class TaskOptions(BaseModel):
     )
     bits_per_byte: bool = Field(
         False, description="Also report the captions' bits per byte; needs the vocabulary head."
+    )
+    control: Literal["untrained"] | None = Field(
+        None,
+        description="untrained: also score the same architecture with weights that are initialised "
+        "anew, and with each weight tensor shuffled; null: neither.",
+    )
+    draws: int | None = Field(
+        None,
+        ge=0,
+        description="Random re-pairings of the items that tell what chance can do; 0 for none. By "
+        f"default {DRAWS}, or none of more than {DRAWS_ITEMS:,} items, where each takes long.",
     )
 
     @field_validator("metric")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from torch import Tensor
+from torch import Tensor, nn
 
 from prh_eval import __version__
 from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
@@ -24,47 +23,40 @@ from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprin
 from prh_eval.features.language import LanguageFeatures, language_features
 from prh_eval.features.language_body import body
 from prh_eval.features.language_pooling import Pooling
+from prh_eval.features.untrained import CONTROLS, architecture, refuse
+from prh_eval.harness.answers import (
+    REQUEST_TYPE,
+    Answer,
+    CaptionSettings,
+    Corpus,
+    cache_key,
+    from_database,
+    from_folder,
+    is_first,
+    keep,
+)
+from prh_eval.harness.token_bags import TokenBags, keep_tokens, token_bags
 from prh_eval.hub import cached_commit
 from prh_eval.processes import Processes
-from prh_eval.resources import cache_folder
-from prh_eval.store import GraphArtifact, fingerprint, save_artifact
+from prh_eval.store import GraphArtifact
 
-REQUEST_TYPE = "prh_neighbor_graphs"
+__all__ = [
+    "REQUEST_TYPE",
+    "CaptionNeighbors",
+    "CaptionSettings",
+    "caption_request",
+    "neighbor_graphs",
+    "register",
+]
 
 # Of so many items a processor finds the neighbours at once; of more, the model's device does, and
 # processes share them.
 FEW_ITEMS = 4096
 
-# The captions that are read of every item, in the order of the items.
-Corpus = list[tuple[str, ...]]
-
-# The graphs of all items, and the nats of each where they are asked for.
-Answer = tuple[GraphArtifact, Tensor | None]
+# What the weights of untrained models are drawn from, and the orders of shuffled ones.
+CONTROL_SEED = 0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """What decides an item's row in a graph: the items it is ranked among and how it is read.
-
-    Attributes:
-        data: Name of the paired data, for the record.
-        items: Fingerprint of the paired items, in order; they are ranked among these only.
-        captions: Fingerprint of the captions that are read of them.
-        pooling: Over a caption's tokens.
-        protocol: Name of the preprocessing protocol.
-        graph_k: Largest neighbourhood size the graph must answer for.
-        probabilities: Whether it is asked, too, how probable the captions are; moves no graph.
-    """
-
-    data: str
-    items: str
-    captions: str
-    pooling: Pooling
-    protocol: str
-    graph_k: int
-    probabilities: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +70,21 @@ class CaptionNeighbors:
         graphs: Of all items.
         nats: float64, one an item: minus the natural logarithm of the probability of its captions
             that are read; ``None`` where that was not asked.
+        features: float32 on the CPU, one tensor (n, dim_l) a layer: of the items, before
+            preprocessing, not to be written to; ``None`` where that was not asked.
+        tokens: Of each item, of each of its captions that is read: the token ids of the model's
+            own tokenizer, the caption uncut, without special tokens. ``None`` where the model did
+            not run and they were not kept.
+        controls: Where they were asked for, the graphs of :data:`CONTROLS` by name; one that gives
+            no usable features is left out, with a warning.
     """
 
     position: int
     graphs: GraphArtifact
     nats: Tensor | None = None
+    features: list[Tensor] | None = None
+    tokens: TokenBags | None = None
+    controls: Mapping[str, GraphArtifact] = field(default_factory=dict)
 
     def __str__(self) -> str:
         nearest = self.graphs.graph.indices[-1, self.position, :10].tolist()
@@ -147,14 +149,31 @@ def neighbor_graphs(
 
     Raises:
         PrhEvalError: Where the model cannot give hidden states, or gives unusable ones, or is asked
-            for probabilities and cannot give them.
+            for probabilities or an untrained control and has none.
     """
     _check_backend(lm)
     mine = [_request(instance) for instance in requests]
     everyones = mine if lm.world_size <= 1 else _from_all_ranks(mine)
     corpora = _corpora(everyones)
-    answers = _answers(lm, corpora, progress=not disable_tqdm)
-    return [CaptionNeighbors(request.position, *answers[request.settings]) for request in mine]
+    untrained = any(settings.control for settings in corpora)
+    if untrained:
+        refuse(lm.model)
+    header = _model_header(lm)
+    answers = _answers(lm, header, corpora, progress=not disable_tqdm)
+    controls = _controls(lm, header, corpora, progress=not disable_tqdm) if untrained else {}
+    bags = {settings: token_bags(lm.tokenizer, items) for settings, items in corpora.items()}
+    if is_first(lm):
+        for settings, tokens in bags.items():
+            keep_tokens(answers[settings].graphs.header, tokens)
+    shared = {
+        settings: {
+            **vars(answer),
+            "tokens": bags[settings],
+            "controls": controls.get(_plain(settings), {}) if settings.control else {},
+        }
+        for settings, answer in answers.items()
+    }
+    return [CaptionNeighbors(request.position, **shared[request.settings]) for request in mine]
 
 
 def register() -> None:
@@ -204,28 +223,77 @@ def _corpora(requests: Sequence[_Request]) -> dict[CaptionSettings, Corpus]:
     }
 
 
+def _plain(settings: CaptionSettings) -> CaptionSettings:
+    """What is asked of a control: its graphs alone."""
+    return replace(settings, probabilities=False, features=False, control=None)
+
+
 def _answers(
-    lm: LM, corpora: dict[CaptionSettings, Corpus], *, progress: bool
+    lm: Any, header: dict[str, Any], corpora: dict[CaptionSettings, Corpus], *, progress: bool
 ) -> dict[CaptionSettings, Answer]:
-    model_header = _model_header(lm)
-    keys = {
-        settings: _cache_key(model_header, settings, corpus) for settings, corpus in corpora.items()
-    }
-    answers = _cached(lm, keys)
+    keys = {settings: cache_key(header, settings, corpus) for settings, corpus in corpora.items()}
+    answers = _on_every_process(lm, {s: from_database(lm, key, s) for s, key in keys.items()})
     missing = {settings: corpora[settings] for settings in corpora if settings not in answers}
-    for pooling in sorted({settings.pooling for settings in missing}):
-        group = {s: corpus for s, corpus in missing.items() if s.pooling == pooling}
+    for settings, answer in _computed(lm, lm.model, header, missing, progress=progress):
+        answers[settings] = answer
+        keep(lm, keys[settings], answer)
+    return answers
+
+
+def _controls(
+    lm: Any, header: dict[str, Any], corpora: dict[CaptionSettings, Corpus], *, progress: bool
+) -> dict[CaptionSettings, dict[str, GraphArtifact]]:
+    """The graphs of untrained models; these are made one at a time, where graphs are missing."""
+    asked = {_plain(settings): corpus for settings, corpus in corpora.items() if settings.control}
+    found: dict[CaptionSettings, dict[str, GraphArtifact]] = {settings: {} for settings in asked}
+    for name, make in CONTROLS.items():
+        about = {**header, "kind": "control", "control": name, "seed": CONTROL_SEED}
+        if name == "reinitialized":
+            # Models that differ in their weights alone share it.
+            about["weights"] = architecture(lm.model)
+        keys = {settings: cache_key(about, settings, corpus) for settings, corpus in asked.items()}
+        kept = _on_every_process(
+            lm,
+            {s: from_database(lm, key, s) or from_folder(about, key) for s, key in keys.items()},
+        )
+        missing = {settings: asked[settings] for settings in asked if settings not in kept}
+        if missing:
+            log.info("The captions are read by the model's control, %s.", name)
+            control = make(lm.model, CONTROL_SEED)
+            try:
+                for settings, answer in _computed(lm, control, about, missing, progress=progress):
+                    kept[settings] = answer
+                    keep(lm, keys[settings], answer)
+            except PrhEvalError as error:
+                log.warning("The control %s is left out: %s", name, error)
+            # Before the next one is made.
+            del control
+        for settings, answer in kept.items():
+            found[settings][name] = answer.graphs
+    return found
+
+
+def _computed(
+    lm: Any,
+    model: nn.Module,
+    about: dict[str, Any],
+    corpora: dict[CaptionSettings, Corpus],
+    *,
+    progress: bool,
+) -> Iterator[tuple[CaptionSettings, Answer]]:
+    """What a model makes of all captions, read as lm-eval's model is, one setting at a time."""
+    for pooling in sorted({settings.pooling for settings in corpora}):
+        group = {s: corpus for s, corpus in corpora.items() if s.pooling == pooling}
         # One pass over the captions of all tasks; each distinct one is run once.
         everything = [caption for c in group.values() for captions in c for caption in captions]
         asked = any(settings.probabilities for settings in group)
-        features = _features(lm, everything, pooling, asked, progress=progress)
+        features = _features(lm, model, everything, pooling, asked, progress=progress)
         start = 0
         for settings, corpus in group.items():
             counts = [len(captions) for captions in corpus]
             stop = start + sum(counts)
             header = {
-                **model_header,
-                "kind": "language model",
+                **about,
                 "pairs": {
                     "name": settings.data,
                     "n": len(corpus),
@@ -246,13 +314,18 @@ def _answers(
                 each = torch.split(features.nats[start:stop], counts)
                 nats = torch.stack([captions.sum() for captions in each])
             start = stop
-            answers[settings] = GraphArtifact(_graph(lm, layers, settings), header), nats
-            _keep(lm, keys[settings], *answers[settings])
-    return answers
+            graphs = GraphArtifact(_graph(lm, layers, settings), header)
+            yield settings, Answer(graphs, nats, layers if settings.features else None)
 
 
 def _features(
-    lm: Any, captions: list[str], pooling: Pooling, probabilities: bool, *, progress: bool
+    lm: Any,
+    model: nn.Module,
+    captions: list[str],
+    pooling: Pooling,
+    probabilities: bool,
+    *,
+    progress: bool,
 ) -> LanguageFeatures:
     if probabilities and lm.prefix_token_id is None:
         raise PrhEvalError(
@@ -265,7 +338,7 @@ def _features(
         return gathered
 
     return language_features(
-        lm.model,
+        model,
         lm.tokenizer,
         captions,
         pooling=pooling,
@@ -310,6 +383,7 @@ def _model_header(lm: Any) -> dict[str, Any]:
     name = lm.pretrained if isinstance(lm.pretrained, str) else model.config._name_or_path
     return {
         "graph_version": GRAPH_VERSION,
+        "kind": "language model",
         "model": name,
         "model_class": type(model).__name__,
         "revision": lm.revision,
@@ -326,64 +400,14 @@ def _model_header(lm: Any) -> dict[str, Any]:
     }
 
 
-def _cache_key(header: dict[str, Any], settings: CaptionSettings, corpus: Corpus) -> str | None:
-    """What identifies a graph; None where the weights cannot be read and so not be told apart."""
-    if header["weights"] is None:
-        return None
-    decisive = ("weights", "tokenizer", "model_class", "dtype", "mixed_precision")
-    context = ("max_length", "add_bos_token")
-    identity = {name: header[name] for name in (*decisive, *context)}
-    # The data's name moves no graph, and a folder may be moved; nor does a further question.
-    others = ("data", "probabilities")
-    chosen = {name: value for name, value in vars(settings).items() if name not in others}
-    return fingerprint([REQUEST_TYPE, GRAPH_VERSION, identity, chosen, corpus])
-
-
-def _cached(lm: Any, keys: dict[CaptionSettings, str | None]) -> dict[CaptionSettings, Answer]:
-    """Answers that lm-eval's --use_cache holds; the same ones on every process, or none."""
-    database = getattr(lm.cache_hook, "dbdict", None)
-    if database is None:
-        return {}
-    found: dict[CaptionSettings, Answer] = {}
-    for settings, key in keys.items():
-        if key is not None and key in database:
-            graphs, prefix, nats = _unpacked(database[key])
-            if not settings.probabilities:
-                found[settings] = graphs, None
-            elif nats is not None and prefix == lm.prefix_token_id:
-                found[settings] = graphs, nats
-    have = [settings in found for settings in keys]
+def _on_every_process(
+    lm: Any, found: dict[CaptionSettings, Answer | None]
+) -> dict[CaptionSettings, Answer]:
+    """The answers that every process has found, so that all go on with the same work."""
+    have = [answer is not None for answer in found.values()]
     if lm.world_size > 1:
         flags = torch.tensor([have], dtype=torch.int32, device=lm.device)
         have = lm.all_gather(flags).cpu().bool().all(dim=0).tolist()
-    return {s: found[s] for s, everywhere in zip(keys, have, strict=True) if everywhere}
-
-
-def _packed(graphs: GraphArtifact, prefix: int, nats: Tensor | None) -> dict[str, Any]:
-    """Plain arrays, so that lm-eval's cache outlives changes to our classes."""
-    graph = graphs.graph
-    arrays = {"indices": graph.indices.cpu().numpy(), "tied": graph.tied.cpu().numpy()}
-    asked = {} if nats is None else {"nats": nats.numpy(), "prefix": prefix}
-    return {**arrays, **asked, "k": graph.k, "header": graphs.header}
-
-
-def _unpacked(packed: dict[str, Any]) -> tuple[GraphArtifact, int | None, Tensor | None]:
-    indices, tied = torch.from_numpy(packed["indices"]), torch.from_numpy(packed["tied"])
-    graphs = GraphArtifact(NeighborGraph(indices, tied, packed["k"]), packed["header"])
-    nats = packed.get("nats")
-    return graphs, packed.get("prefix"), None if nats is None else torch.from_numpy(nats)
-
-
-def _keep(lm: Any, key: str | None, graphs: GraphArtifact, nats: Tensor | None) -> None:
-    """Into lm-eval's cache where one is in use, and into ours for references of later days."""
-    if key is None:
-        log.warning("The model's weights cannot be read (offloaded?): its graphs are not kept.")
-        return
-    database = getattr(lm.cache_hook, "dbdict", None)
-    if database is not None:
-        database[key] = _packed(graphs, lm.prefix_token_id, nats)
-    if lm.rank == 0 and os.environ.get("LOCAL_RANK", "0") == "0":
-        folder = cache_folder() / "models"
-        name = "".join(c if c.isalnum() or c in "-._" else "_" for c in graphs.header["model"])
-        path = folder / f"{name[-80:]}-{key[:16]}.safetensors"
-        save_artifact(path, GraphArtifact(graphs.graph, {**graphs.header, "key": key}))
+    return {
+        s: a for (s, a), everywhere in zip(found.items(), have, strict=True) if a and everywhere
+    }

@@ -36,6 +36,7 @@ from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.harness.options import PREFIX
 from prh_eval.harness.requests import CaptionNeighbors
 from prh_eval.harness.task import AlignmentTask
+from prh_eval.harness.token_bags import kept_tokens
 from prh_eval.references.registry import load_reference
 from prh_eval.references.tasks import task_config
 from prh_eval.resources import cache_folder
@@ -266,10 +267,13 @@ class _KeptGraphs(LM):
     def prh_neighbor_graphs(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[CaptionNeighbors]:
-        return [
-            CaptionNeighbors(int(request.doc_id or 0), self._graphs[request.args[1]["captions"]])
-            for request in requests
-        ]
+        tokens = {captions: kept_tokens(kept.header) for captions, kept in self._graphs.items()}
+        answers = []
+        for request in requests:
+            captions = request.args[1]["captions"]
+            place = int(request.doc_id or 0)
+            answers.append(CaptionNeighbors(place, self._graphs[captions], tokens=tokens[captions]))
+        return answers
 
     def loglikelihood(self, requests: Any) -> Any:
         raise NotImplementedError

@@ -17,15 +17,16 @@ from lm_eval.config.task import TaskConfig
 
 from prh_eval import __version__
 from prh_eval.alignment.graph import GRAPH_K
-from prh_eval.alignment.layers import Alignment, align
+from prh_eval.alignment.registry import HEADLINE, check_similarity, metric
 from prh_eval.errors import PrhEvalError, show_without_traceback
 from prh_eval.features.words import shared_words
 from prh_eval.harness import requests
 from prh_eval.harness.options import parse_options
 from prh_eval.harness.requests import CaptionNeighbors, CaptionSettings
+from prh_eval.harness.scoring import Against, Metrics, Scored, reported, score
 from prh_eval.pairs.dataset import PairedDataset
 from prh_eval.pairs.load import load_pairs
-from prh_eval.references.build import reference_artifact
+from prh_eval.references.build import ceiling_artifact, reference_artifact, reference_features
 from prh_eval.references.registry import load_reference
 from prh_eval.schema import PairsSpec
 from prh_eval.store import GraphArtifact
@@ -40,16 +41,6 @@ if logging.getLogger("lm_eval").handlers:
     logging.getLogger("prh_eval").parent = logging.getLogger("lm_eval")
 
 
-def _mean(values: Sequence[float]) -> float:
-    # Exactly rounded, so that the order in which processes are gathered changes nothing.
-    return math.fsum(values) / len(values)
-
-
-def _only(values: Sequence[Any]) -> Any:
-    """The one value that a whole run shares; every document carries it."""
-    return values[0]
-
-
 def _bits_per_byte_stderr(values: Sequence[tuple[float, int]]) -> float:
     """Standard error over items of a ratio of sums (Cochran 1977, Sampling Techniques, 2.11)."""
     nats, size = zip(*values, strict=True)
@@ -59,19 +50,6 @@ def _bits_per_byte_stderr(values: Sequence[tuple[float, int]]) -> float:
     return math.sqrt(squares * n / (n - 1)) / math.fsum(size) / math.log(2)
 
 
-# What the task reports: how documents' values are joined, and whether more is better. A standard
-# error stands after its metric, so that it replaces the "N/A" which lm-eval puts there.
-Metrics = dict[str, tuple[Callable[[Sequence[Any]], Any], bool | None]]
-METRICS: Metrics = {
-    "mnn": (_mean, True),
-    "mnn_stderr": (_only, None),
-    "mnn_last_layer": (_mean, True),
-    "mnn_last_layer_stderr": (_only, None),
-    "mnn_layer": (_only, None),
-    "mnn_reference_layer": (_only, None),
-    "mnn_chance": (_only, None),
-    "mnn_shared_words": (_only, None),
-}
 # Of pairs (log-probability, bytes), one an item.
 ON_REQUEST: Metrics = {
     "bits_per_byte": (bits_per_byte, False),
@@ -97,6 +75,7 @@ class AlignmentTask(Task):
         name = str(config.get("task"))
         self.options = parse_options(metadata, name)
         self.reference = load_reference(self.options.reference)
+        check_similarity(self.options.metric, self.reference.similarity)
         self.VERSION = metadata.get("version", 0)
         self._trust_remote_code = _trusts_remote_code(metadata)
         metadata.update(self.options.as_metadata())
@@ -107,19 +86,20 @@ class AlignmentTask(Task):
             )
         except TypeError as error:
             raise PrhEvalError(f"task {name}: its YAML has a key lm-eval lacks: {error}") from None
-        self._metrics = METRICS | (ON_REQUEST if self.options.bits_per_byte else {})
+        self._metrics = reported(self.options)
+        if self.options.bits_per_byte:
+            self._metrics |= ON_REQUEST
         self._config.metric_list = [
-            {"metric": metric} if better is None else {"metric": metric, "higher_is_better": better}
-            for metric, (_, better) in self._metrics.items()
+            {"metric": name} if better is None else {"metric": name, "higher_is_better": better}
+            for name, (_, better) in self._metrics.items()
         ]
         for field, value in _data_fields(self.reference.pairs).items():
             setattr(self._config, field, value)
         self._instances: list[Instance] | None = None
         self._all_pairs: PairedDataset | None = None
         self._pairs: PairedDataset | None = None
-        self._reference_artifact: GraphArtifact | None = None
-        self._shared_words: float | None = None
-        self._scored: tuple[GraphArtifact, Alignment] | None = None
+        self._against: Against | None = None
+        self._scored: tuple[GraphArtifact, Scored] | None = None
 
     # ------------------------------------------------------------------ documents
 
@@ -204,16 +184,7 @@ class AlignmentTask(Task):
         whole = len(chosen) == len(everything)
         self._pairs = everything if whole else everything.select(chosen)
         if not self._predicts_only():
-            self._reference_artifact = reference_artifact(
-                self.reference,
-                self._pairs,
-                protocol=self.options.protocol,
-                k=self.options.k,
-                trust_remote_code=self._trust_remote_code,
-            )
-            self._shared_words = shared_words(
-                self._pairs.captions, self._reference_artifact.graph, self.options.k
-            )
+            self._against = self._to_score_against(self._pairs)
         super().build_all_requests(
             limit=limit,
             samples=samples,
@@ -228,6 +199,32 @@ class AlignmentTask(Task):
             super().build_all_requests(
                 limit=limit, samples=samples, rank=rank, world_size=world_size
             )
+
+    def _to_score_against(self, pairs: PairedDataset) -> Against:
+        """The reference on these pairs, and what is scored against it beside the model."""
+        options, reference, trusted = self.options, self.reference, self._trust_remote_code
+        features = None
+        if metric(options.metric).needs == "features":
+            # Before the graphs, which are then made of them: the encoder runs once.
+            features = reference_features(reference, pairs, trust_remote_code=trusted)
+        found = reference_artifact(
+            reference,
+            pairs,
+            protocol=options.protocol,
+            k=options.k,
+            trust_remote_code=trusted,
+        )
+        if options.metric != HEADLINE:
+            return Against(found, features=features)
+        relative = ceiling_artifact(reference, pairs, protocol=options.protocol, k=options.k)
+        if reference.relative and relative is None:
+            log.info(
+                "%s: how well %s agrees with its near relative %s, a ceiling, is not known here; "
+                "`prh-eval references build %s` makes it known.",
+                *(self.task_name, reference.name, reference.relative, reference.relative),
+            )
+        words = shared_words(pairs.captions, found.graph, options.k)
+        return Against(found, shared_words=words, relative=relative)
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """One request, for the item's neighbours and, if asked for, its captions' probability."""
@@ -244,6 +241,8 @@ class AlignmentTask(Task):
             protocol=self.options.protocol,
             graph_k=min(max(GRAPH_K, self.options.k), len(self._pairs) - 1),
             probabilities=self.options.bits_per_byte,
+            features=metric(self.options.metric).needs == "features",
+            control=self.options.control,
         )
 
     def _instances_are_current(
@@ -280,17 +279,7 @@ class AlignmentTask(Task):
             A value for every metric; the mean of ``mnn`` over documents is the score.
         """
         response: CaptionNeighbors = results[0]
-        alignment = self._alignment(response)
-        values: dict[str, Any] = {
-            "mnn": float(alignment.item_overlaps[response.position]),
-            "mnn_stderr": alignment.stderr,
-            "mnn_last_layer": float(alignment.last_layer_item_overlaps[response.position]),
-            "mnn_last_layer_stderr": alignment.last_layer_stderr,
-            "mnn_layer": alignment.x_layer,
-            "mnn_reference_layer": alignment.y_layer,
-            "mnn_chance": alignment.chance,
-            "mnn_shared_words": self._shared_words,
-        }
+        values = self._score(response).of(response.position)
         if self.options.bits_per_byte:
             if response.nats is None:
                 raise PrhEvalError(
@@ -300,35 +289,30 @@ class AlignmentTask(Task):
             size = sum(self.count_bytes(caption) for caption in _captions(doc))
             found = (-float(response.nats[response.position]), size)
             values["bits_per_byte"] = values["bits_per_byte_stderr"] = found
-        return values
+        # lm-eval's table has the order in which they come. Few items have no cross-fitted score.
+        return {name: values[name] for name in self._metrics if name in values}
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], Any]]:
         """How documents' values become the run's."""
-        return {metric: join for metric, (join, _) in self._metrics.items()}
+        return {name: join for name, (join, _) in self._metrics.items()}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Which metrics are better where higher."""
-        return {metric: flag for metric, (_, flag) in self._metrics.items() if flag is not None}
+        return {name: flag for name, (_, flag) in self._metrics.items() if flag is not None}
 
-    def _alignment(self, response: CaptionNeighbors) -> Alignment:
+    def _score(self, response: CaptionNeighbors) -> Scored:
         graphs = response.graphs
         if self._scored is None or self._scored[0] is not graphs:
-            assert self._reference_artifact is not None
-            alignment = align(
-                graphs.graph,
-                self._reference_artifact.graph,
-                self.options.k,
-                metric=self.options.metric,
-            )
-            self._scored = (graphs, alignment)
-            self._record(response, alignment)
+            assert self._against is not None
+            scored = score(response, self._against, self.options)
+            self._scored = (graphs, scored)
+            self._record(response, scored)
         return self._scored[1]
 
-    def _record(self, response: CaptionNeighbors, alignment: Alignment) -> None:
+    def _record(self, response: CaptionNeighbors, scored: Scored) -> None:
         """Write what made the score into the config, which lm-eval's results file carries."""
         assert self._pairs is not None
-        assert self._reference_artifact is not None
-        graphs = response.graphs
+        assert self._against is not None
         probabilities = {}
         if response.nats is not None:
             read = [caption for captions in self._pairs.captions for caption in captions]
@@ -337,23 +321,17 @@ class AlignmentTask(Task):
                 "bytes": sum(self.count_bytes(caption) for caption in read),
             }
         self.config.metadata["alignment"] = {
-            "n": alignment.n,
-            "k": alignment.k,
+            **scored.record,
             "metric": self.options.metric,
             "protocol": self.options.protocol,
             "pooling": self.options.pooling,
-            "chance": alignment.chance,
-            "shared_words": self._shared_words,
-            "layers": [alignment.x_layer, alignment.y_layer],
-            "last_layers": [graphs.graph.layers - 1, alignment.last_layer_y],
-            "layer_grid": [[round(v, 6) for v in row] for row in alignment.grid.tolist()],
             "pairs": {
                 **self._pairs.source,
                 "items": len(self._pairs),
                 "fingerprint": self._pairs.fingerprint,
             },
-            "reference": self._reference_artifact.header,
-            "model": graphs.header,
+            "reference": self._against.reference.header,
+            "model": response.graphs.header,
             **probabilities,
             "versions": {
                 "prh_eval": __version__,

@@ -16,7 +16,9 @@ from prh_eval.leaderboard.paths import last_part
 
 # Metrics whose values are proportions, and can be nothing outside 0..1.
 PROPORTIONS = frozenset(
-    {"acc", "acc_norm", "exact_match", "mnn", "mnn_last_layer", "mnn_chance", "mnn_shared_words"}
+    {"acc", "acc_norm", "exact_match"}
+    | {"mnn", "mnn_calibrated", "mnn_p", "mnn_cross_fitted", "mnn_last_layer", "mnn_chance"}
+    | {"mnn_shared_words"}
 )
 # How the names of result files end: `--output_path` may give the stem.
 STAMP = re.compile(r"_(\d{4}-\d\d-\d\d)T(\d\d)[-_:](\d\d)[-_:](\d\d(?:\.\d+)?)\.json$")

@@ -1,4 +1,4 @@
-"""The neighbour graphs of a reference: from the cache, or built and kept there."""
+"""The neighbour graphs and features of a reference: from the cache, or made and kept there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from prh_eval.layer_graphs import GraphParts, features_fingerprint, layer_graphs
 from prh_eval.pairs.dataset import PairedDataset
 from prh_eval.processes import Processes
 from prh_eval.references.definition import definition, differences
-from prh_eval.references.encode import encode
+from prh_eval.references.encode import Encoded, encode
+from prh_eval.references.registry import relative_of
 from prh_eval.resources import cache_folder
 from prh_eval.schema import (
     FeaturesReference,
@@ -40,6 +41,7 @@ from prh_eval.store import ArtifactError, GraphArtifact, fingerprint
 
 logger = logging.getLogger(__name__)
 
+_NOT_YET = "it is not in the cache yet"
 _VERSIONED = ("torch", "transformers", "datasets", "pillow")
 
 
@@ -123,19 +125,24 @@ def reference_artifact(
         logger.info("building the reference %s: %s", reference.name, reason)
         started = time.monotonic()
         parts = Parts(folder) if folder else None
-        encoded = encode(
-            reference,
-            pairs,
-            device=group.device,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-            trust_remote_code=trust_remote_code,
-            parts=parts,
-            processes=group,
-        )
+        encoded = None
+        # Several processes may each have a cache folder of their own.
+        if not rebuild and group.world_size == 1:
+            encoded, _ = _kept_features(_features_header(header))
+        if encoded is None:
+            encoded = encode(
+                reference,
+                pairs,
+                device=group.device,
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+                trust_remote_code=trust_remote_code,
+                parts=parts,
+                processes=group,
+            )
         if features is not None and group.first:
-            _keep_features(features, encoded.layers, header)
+            _write_features(features, encoded.layers, header)
         name = f"the features of the reference {reference.name}"
         validate_features(encoded.layers, k=1, name=name)
         graph_k = min(max(k, graph_k), len(pairs) - 1)
@@ -165,6 +172,112 @@ def reference_artifact(
         if saved and parts and graph_parts:
             parts.clear()
             graph_parts.clear()
+    return artifact
+
+
+def reference_features(
+    reference: Reference,
+    pairs: PairedDataset,
+    *,
+    device: torch.device | str | None = None,
+    batch_size: int = 8,
+    workers: int | None = None,
+    progress: bool = True,
+    trust_remote_code: bool = False,
+) -> list[Tensor]:
+    """The layer features of a reference on paired data, neither clipped nor normalised.
+
+    Those of an encoder come from the cache, or are made and kept there; graphs of any protocol are
+    then built of them (:func:`reference_artifact`), so whoever needs both asks for features first.
+    They are made anew, and the reason logged, where graphs would be. Numbers in files are read
+    where they are.
+
+    Args:
+        reference: Whose features.
+        pairs: The n items.
+        device: Where the encoder computes; None: the first GPU, else the CPU.
+        batch_size: Images or captions at once; halved when memory runs out.
+        workers: Threads that decode images; None: one a core, at most 8.
+        progress: Whether to show progress bars.
+        trust_remote_code: Whether the command line allows code from an encoder's repository; it
+            is run only if the reference's file asks for it too.
+
+    Returns:
+        One tensor (n, width_l) a layer on the CPU; float32 of an encoder, of a file as it stores
+        them.
+
+    Raises:
+        PrhEvalError: If the encoder cannot be loaded, an image or file cannot be read, or the
+            pairs do not have what the reference needs.
+    """
+    name = f"the features of the reference {reference.name}"
+    if not isinstance(reference, VisionReference | LanguageReference):
+        layers = encode(reference, pairs).layers
+        validate_features(layers, k=1, name=name)
+        return layers
+    header = _features_header(_header(reference, pairs, "paper"))
+    path = _features_path(header)
+    kept, _ = _kept_features(header)
+    with ExitStack() as stack:
+        parts = None
+        if kept is None:
+            try:
+                stack.enter_context(store.locked(path))
+            except OSError as error:
+                store.warn_unwritable(path, error)
+            else:
+                parts = Parts(_unfinished(path, header))
+            # Another process may have made them while this one waited.
+            kept, reason = _kept_features(header)
+        if kept is not None:
+            return kept.layers
+        logger.info("making %s: %s", name, reason)
+        encoded = encode(
+            reference,
+            pairs,
+            device=Processes.current(device).device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            trust_remote_code=trust_remote_code,
+            parts=parts,
+        )
+        validate_features(encoded.layers, k=1, name=name)
+        try:
+            store.write_features(path, encoded.layers, {**header, "facts": encoded.facts})
+        except OSError as error:
+            store.warn_unwritable(path, error)
+        else:
+            if parts:
+                parts.clear()
+        return encoded.layers
+
+
+def ceiling_artifact(
+    reference: Reference, pairs: PairedDataset, *, protocol: str, k: int = 10
+) -> GraphArtifact | None:
+    """The graphs of a reference's near relative, if the cache has current ones; none are built.
+
+    How well the two agree is a ceiling for what any model can score against the reference.
+
+    Args:
+        reference: Whose relative.
+        pairs: The items.
+        protocol: Name of the preprocessing protocol.
+        k: Neighbourhood size that the graphs must answer for.
+
+    Returns:
+        Its graphs; None if there are no such graphs, or the reference names no relative.
+
+    Raises:
+        PrhEvalError: If the reference names a relative that there is not, or that is on other
+            pairs.
+    """
+    relative = relative_of(reference)
+    if relative is None:
+        return None
+    header = _header(relative, pairs, protocol)
+    artifact, _ = _cached(artifact_path(header), header, min(k, len(pairs) - 1))
     return artifact
 
 
@@ -233,6 +346,33 @@ def _header(reference: Reference, pairs: PairedDataset, protocol: str) -> dict[s
     }
 
 
+def _features_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header of the features that graphs with this header are of; any protocol has the same."""
+    made_from = {**header["made_from"]}
+    del made_from["protocol"], made_from["similarity"]
+    return {**header, "made_from": made_from}
+
+
+def _features_path(header: Mapping[str, Any]) -> Path:
+    """Where in the cache the features with this header belong."""
+    chosen = [header["made_from"]["items"], header["made_from"].get("captions")]
+    name = f"{header['reference']}-{fingerprint(chosen)[:16]}{store.SUFFIX}"
+    return cache_folder() / "features" / name
+
+
+def _kept_features(header: Mapping[str, Any]) -> tuple[Encoded | None, str]:
+    """The features in the cache, if they are whole and current; otherwise why they are not."""
+    path = _features_path(header)
+    if not path.exists():
+        return None, _NOT_YET
+    try:
+        layers, then = store.read_features(path)
+    except ArtifactError as error:
+        return None, str(error)
+    stale = _stale(then, header)
+    return (None, stale) if stale else (Encoded(layers, then["facts"]), "")
+
+
 def _file(path: str) -> str | None:
     return file_fingerprint(path) if Path(path).is_file() else None
 
@@ -240,22 +380,28 @@ def _file(path: str) -> str | None:
 def _cached(path: Path, header: Mapping[str, Any], k: int) -> tuple[GraphArtifact | None, str]:
     """The cached artifact, if it is whole and current; otherwise why it is not."""
     if not path.exists():
-        return None, "it is not in the cache yet"
+        return None, _NOT_YET
     try:
         artifact = store.read_artifact(path)
     except ArtifactError as error:
         return None, str(error)
-    changed = differences(artifact.header.get("made_from"), header["made_from"])
-    for name, now in header["evidence"].items():
-        then = artifact.header.get("evidence", {}).get(name)
-        # Offline, or where only captions are at hand, one of the two is not known.
-        if None not in (then, now) and then != now:
-            changed.append(name)
-    if changed:
-        return None, f"changed since it was built: {', '.join(changed)}"
+    stale = _stale(artifact.header, header)
+    if stale:
+        return None, stale
     if artifact.graph.k < k:
         return None, f"its graph answers for k up to {artifact.graph.k} and {k} is asked for"
     return artifact, ""
+
+
+def _stale(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What has changed between two headers, as a reason to build anew; empty if nothing has."""
+    changed = differences(then.get("made_from"), now["made_from"])
+    for name, found in now["evidence"].items():
+        before = then.get("evidence", {}).get(name)
+        # Offline, or where only captions are at hand, one of the two is not known.
+        if None not in (before, found) and before != found:
+            changed.append(name)
+    return f"changed since it was built: {', '.join(changed)}" if changed else ""
 
 
 def _unfinished(path: Path, header: Mapping[str, Any]) -> Path:
@@ -269,7 +415,7 @@ def _unfinished(path: Path, header: Mapping[str, Any]) -> Path:
     return folder / current
 
 
-def _keep_features(path: Path, layers: list[Tensor], header: Mapping[str, Any]) -> None:
+def _write_features(path: Path, layers: list[Tensor], header: Mapping[str, Any]) -> None:
     """Write features as a reference of the kind features reads them."""
     tensors = {f"layer_{number:03}": layer.contiguous() for number, layer in enumerate(layers)}
     about = {"reference": header["reference"], "items": header["made_from"]["items"]}

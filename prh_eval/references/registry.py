@@ -96,6 +96,26 @@ def load_reference(name_or_path: str | Path) -> Reference:
     return _load(files[given])
 
 
+def relative_of(reference: Reference) -> Reference | None:
+    """The near relative that a reference's file names, if it names one.
+
+    Raises:
+        PrhEvalError: If there is no such reference, or it is on other pairs.
+    """
+    if reference.relative is None:
+        return None
+    try:
+        relative = load_reference(reference.relative)
+    except PrhEvalError as error:
+        raise PrhEvalError(f"the key 'relative' of {reference.name}: {error}") from error
+    if relative.pairs != reference.pairs:
+        raise PrhEvalError(
+            f"the key 'relative' of {reference.name} is {relative.name!r}, which is on other "
+            "pairs; it should name a reference whose 'pairs' are the same"
+        )
+    return relative
+
+
 # ------------------------------------------------------------------ finding
 
 

@@ -86,7 +86,11 @@ def task_config(reference: Reference) -> dict[str, Any]:
         "tag": ["prh", f"prh_{reference.kind}"],
         "output_type": "prh_neighbor_graphs",
         "num_fewshot": 0,
-        "metadata": {"version": reference.version, "prh_reference": reference.name},
+        "metadata": {
+            "version": reference.version,
+            "prh_reference": reference.name,
+            "prh_metric": reference.metric,
+        },
     }
 
 

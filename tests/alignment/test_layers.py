@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from alignment.oracles import dense
 
-from prh_eval.alignment import metrics
+from prh_eval.alignment import registry
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.layers import align
+from prh_eval.alignment.layers import ItemScores, align, align_features, best_of
+from prh_eval.alignment.metrics import item_overlap
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import preprocess, protocol
 from prh_eval.alignment.uncertainty import standard_error
@@ -52,6 +55,17 @@ def test_best_pair_last_layer_and_their_errors():
     assert (result.n, result.k, result.chance) == (N, K, K / (N - 1))
 
 
+def test_standard_errors_see_the_whole_graphs(monkeypatch):
+    reach = []
+    monkeypatch.setattr(
+        "prh_eval.alignment.layers.standard_error",
+        lambda x, y, k: reach.append((x.k, y.k, k, x.layers, y.layers)) or 0.5,
+    )
+    result = align(model([1, 2], seed=1), model([1], seed=2), K)
+    assert (result.stderr, result.last_layer_stderr) == (0.5, 0.5)
+    assert reach == [(K + 2, K + 2, K, 1, 1)] * 2
+
+
 def test_equal_layers_give_the_first_pair():
     x, y = model([0.5], seed=1), model([0.5], seed=2)
     thrice = NeighborGraph(x.indices.repeat(3, 1, 1), x.tied.repeat(3, 1, 1), x.k)
@@ -60,19 +74,62 @@ def test_equal_layers_give_the_first_pair():
     assert (result.x_layer, result.y_layer, result.last_layer_y) == (0, 0, 0)
 
 
+def planted(
+    monkeypatch: pytest.MonkeyPatch, needs: registry.Needs, scores: torch.Tensor, **others: Any
+) -> None:
+    """Register a metric that gives these scores to whatever it is asked about."""
+    planted = registry.Metric(
+        "planted", needs, lambda *_: scores, "this test", items=item_overlap, **others
+    )
+    monkeypatch.setitem(registry.METRICS, "planted", planted)
+
+
 def test_rounding_does_not_choose(monkeypatch):
     scores = torch.tensor([[0.1, 0.3], [0.2, 0.1 + 0.2], [0.1 + 0.2, 0.3]], dtype=torch.float64)
-    rounded = metrics.Metric("rounded", lambda *_: scores, metrics.item_overlap, "this test")
-    monkeypatch.setitem(metrics.METRICS, "rounded", rounded)
+    planted(monkeypatch, "graphs", scores)
     x = model([1, 1, 1], seed=1)
-    result = align(x, model([1, 1], seed=2), K, metric="rounded")
+    result = align(x, model([1, 1], seed=2), K, metric="planted")
     assert (result.x_layer, result.y_layer, result.last_layer_y) == (0, 1, 0)
     assert (result.score, result.last_layer_score) == (0.3, 0.1 + 0.2)
+
+
+def test_features_have_a_best_pair_and_a_last_layer_but_no_error(monkeypatch):
+    scores = torch.tensor([[0.1, 0.7, 0.3], [0.2, 0.6, 0.6]], dtype=torch.float64)
+    planted(monkeypatch, "features", scores)
+    result = align_features([torch.eye(9)] * 2, [torch.eye(9)] * 3, 4, "planted")
+    assert not isinstance(result, ItemScores)
+    assert (result.score, result.x_layer, result.y_layer) == (0.7, 0, 1)
+    assert (result.last_layer_score, result.last_layer_y) == (0.6, 1)
+    assert (result.n, result.k, result.chance) == (9, 4, None)
+    assert result.grid.equal(scores)
+
+
+def test_a_metric_may_know_its_chance_and_may_be_better_where_lower(monkeypatch):
+    scores = torch.tensor([[0.1, 0.7], [0.2, 0.6]], dtype=torch.float64)
+    planted(monkeypatch, "features", scores, higher_is_better=False, chance=lambda n, k: n + k / 10)
+    result = align_features([torch.eye(9)] * 2, [torch.eye(9)] * 2, 4, "planted")
+    assert (result.score, result.x_layer, result.y_layer) == (0.1, 0, 0)
+    assert (result.last_layer_score, result.last_layer_y) == (0.2, 0)
+    assert result.chance == 9.4
+
+
+def test_best_of_equals_is_the_first():
+    scores = torch.tensor([[0.3, 0.1 + 0.2], [0.1, 0.1]], dtype=torch.float64)
+    assert (best_of(scores), best_of(scores, higher_is_better=False)) == (0, 2)
 
 
 def test_unknown_metric_and_graphs_that_do_not_fit():
     x = model([1], seed=1)
     with pytest.raises(PrhEvalError, match="did you mean 'mutual_knn'"):
         align(x, x, K, metric="mutual_kn")
+    with pytest.raises(PrhEvalError, match="compares neighbour graphs and there are features"):
+        align_features([torch.eye(9)], [torch.eye(9)], K, "mutual_knn")
     with pytest.raises(PrhEvalError, match="k = 9 is not among"):
         align(x, x, K + 3)
+
+
+def test_features_are_not_graphs(monkeypatch):
+    planted(monkeypatch, "features", torch.zeros(1, 1))
+    x = model([1], seed=1)
+    with pytest.raises(PrhEvalError, match="'planted' compares features and there are neighbour"):
+        align(x, x, K, metric="planted")

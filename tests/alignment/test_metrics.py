@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from prh_eval.alignment.chance import chance_level
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.metrics import (
-    METRICS,
     item_overlap,
     item_overlaps,
-    metric,
     overlap,
     shared_weights,
 )
@@ -60,6 +58,27 @@ def test_shared_weights_equal_dense_products(data, n):
     got = np.zeros((n, n + 1))
     np.add.at(got, (np.arange(n)[:, None], x.indices[0].numpy()), shared_weights(x, y, k).numpy())
     np.testing.assert_allclose(got[:, :n], dense(x, k)[0] * dense(y, k)[0], rtol=0, atol=1e-15)
+
+
+@settings(max_examples=40)
+@given(st.data(), st.integers(3, 16))
+def test_overlap_over_some_items_equals_dense_products(data, n):
+    k = data.draw(st.integers(1, n - 1))
+    x, y = graph(data.draw(models(n)), k), graph(data.draw(models(n)), k)
+    items = data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True))
+    expected = np.einsum("aij,bij->abi", dense(x, k), dense(y, k))[:, :, items].mean(axis=2) / k
+    memory = data.draw(st.sampled_from([1, 5000, 1 << 26]))
+    got = overlap(x, y, k, items=torch.tensor(items), memory_bytes=memory)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-13)
+    every = overlap(x, y, k, items=torch.randperm(n), memory_bytes=memory)
+    assert every.equal(overlap(x, y, k, memory_bytes=memory))
+
+
+@pytest.mark.parametrize("items", [[], [20], [-1], [3, 3], [[1, 2]]])
+def test_items_that_cannot_be_meant(items):
+    x = graph([np.random.default_rng(0).standard_normal((20, 4))], 5)
+    with pytest.raises(ValueError, match="some of the items 0 to 19, each once"):
+        overlap(x, x, 5, items=torch.tensor(items, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("layers", [1, 5, 40], ids=["numbered", "numbered too", "own numbers"])
@@ -242,10 +261,3 @@ def test_graphs_that_do_not_fit():
     two = graph([g.standard_normal((20, 4))] * 2, 5)
     with pytest.raises(ValueError, match="not 1 and 2"):
         item_overlap(x, two, 5)
-
-
-def test_registry():
-    assert all(metric(name).name == name for name in METRICS)
-    assert metric("mutual_knn").grid is overlap
-    with pytest.raises(PrhEvalError, match=r"'mutual_nn'.*did you mean 'mutual_knn'"):
-        metric("mutual_nn")

@@ -155,7 +155,7 @@ def test_symmetric_against_antisymmetric_weights_have_no_variance():
 @given(
     st.integers(2, 12),
     st.integers(0, 2**63 - 1),
-    st.sampled_from(["look-ups", "hits", "search"]),
+    st.sampled_from(["look-ups", "hits", "search", "remainders"]),
     st.data(),
 )
 def test_null_equals_a_plain_loop(n, seed, way, data):
@@ -166,8 +166,10 @@ def test_null_equals_a_plain_loop(n, seed, way, data):
     expected = grids(x, y, k, orders).max(axis=(1, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(permutation, "_few_hits", lambda *_: way == "hits")
-        if way == "search":
+        if way in ("search", "remainders"):
             patch.setattr(permutation, "_TABLE_CELLS", 0)
+        if way == "remainders":
+            patch.setattr(permutation, "_FILTER_CELLS", n * (1 + n // 3))
         null = permutation_null(x, y, k, draws=9, seed=seed)
         few = permutation_null(x, y, k, draws=4, seed=seed)
     assert (null.dtype, null.shape) == (torch.float64, (9,))

@@ -19,7 +19,7 @@ from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.layers import align
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.features import words
-from prh_eval.features.words import shared_words, word_features
+from prh_eval.features.words import bag_features, shared_bags, shared_words, word_features
 
 VOCABULARY = ("red", "blue", "green", "a", "light", "robin's", "...")
 TEXT = st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=4).map(" ".join)
@@ -143,6 +143,14 @@ def test_captions_without_a_word_are_zero() -> None:
     assert dense([["..."], ["_"], ["🙂"]]).tolist() == [[0], [0], [0]]
 
 
+@given(st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=9))
+def test_token_ids_are_words_like_any_other(tokens: list[list[int]]) -> None:
+    bags = [[tuple(of_item)] for of_item in tokens]
+    spelt = [[" ".join(f"t{token}" for token in of_item)] for of_item in tokens]
+    mine, theirs = bag_features(bags).toarray(), dense(spelt)
+    np.testing.assert_allclose(mine @ mine.T, theirs @ theirs.T, atol=1e-15)
+
+
 def test_several_captions_are_averaged() -> None:
     captions = [["red", "dark red sky"], ["blue"], ["...", "red"], ["sky", "sky"]]
     np.testing.assert_allclose(dense(captions), tfidf(captions), atol=1e-15)
@@ -179,6 +187,26 @@ def test_it_is_the_score_of_a_model_with_these_features(
     assert shared_words(captions, graph, k) == pytest.approx(
         align(model, graph, k).score, abs=1e-12
     )
+
+
+@pytest.mark.parametrize("compared", [1, 7, 100])
+def test_how_many_are_compared_at_once_does_not_matter(
+    compared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions, graph = numbered(61), reference(drawn_layers(61), 20)
+    expected = shared_words(captions, graph, 5)
+    monkeypatch.setattr(words, "_COMPARED", compared)
+    assert shared_words(captions, graph, 5) == expected
+
+
+def test_the_score_of_token_ids_is_that_of_words() -> None:
+    captions, graph = numbered(40), reference(drawn_layers(40), 6)
+    ids: dict[str, int] = {}
+    bags = [
+        [tuple(ids.setdefault(word, 50_000 - len(ids)) for word in re.findall(r"\w+", text))]
+        for (text,) in captions
+    ]
+    assert shared_bags(bags, graph, 6) == shared_words(captions, graph, 6)
 
 
 def test_words_that_say_it_all_score_one() -> None:

@@ -69,7 +69,8 @@ def several_captions(folder: Path, texts: list[str]) -> None:
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / "tasks" / "several.yaml").write_text(
         "task: several\nclass: !function prh_eval.harness.task.AlignmentTask\n"
-        "metadata: {version: 1, prh_reference: numbers, prh_caption: mean}\n"
+        "metadata: {version: 1, prh_reference: numbers, prh_caption: mean, "
+        "prh_control: untrained}\n"
     )
 
 

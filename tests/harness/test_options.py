@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from prh_eval.alignment.registry import METRICS
 from prh_eval.errors import PrhEvalError
 from prh_eval.harness.options import TaskOptions, parse_options
 
@@ -31,6 +32,21 @@ def test_which_captions_are_read_is_part_of_the_scores_name(caption: Any, name: 
     assert options.filter == name
 
 
+def test_every_registered_metric_can_be_named_and_no_other() -> None:
+    for name in METRICS:
+        assert parse_options({"prh_reference": "x", "prh_metric": name}, "t").metric == name
+        assert name in str(TaskOptions.model_fields["metric"].description)
+    with pytest.raises(PrhEvalError, match="'prh_metric' is 'ckaa'; did you mean 'cka'"):
+        parse_options({"prh_reference": "x", "prh_metric": "ckaa"}, "t")
+
+
+def test_controls_are_off_and_the_null_is_drawn_unless_said_otherwise() -> None:
+    options = parse_options({"prh_reference": "x"}, "t")
+    assert (options.control, options.draws) == (None, None)
+    given = {"prh_reference": "x", "prh_control": "untrained", "prh_draws": 0}
+    assert parse_options(given, "t").as_metadata().items() >= given.items()
+
+
 @pytest.mark.parametrize(
     ("metadata", "sentence"),
     [
@@ -39,13 +55,22 @@ def test_which_captions_are_read_is_part_of_the_scores_name(caption: Any, name: 
         (
             {"prh_reference": "x", "prh_referense": "y"},
             "task t: unknown key 'prh_referense'; did you mean 'prh_reference'? (valid: "
-            "prh_bits_per_byte, prh_caption, prh_k, prh_metric, prh_pooling, prh_protocol, "
-            "prh_reference)",
+            "prh_bits_per_byte, prh_caption, prh_control, prh_draws, prh_k, prh_metric, "
+            "prh_pooling, prh_protocol, prh_reference)",
         ),
         (
             {"prh_reference": "x", "prh_caption": "1"},
             "task t: the key 'prh_caption' is '1'; it should be the number of a caption, from 0, "
             "or mean",
+        ),
+        (
+            {"prh_reference": "x", "prh_control": "trained"},
+            "task t: the key 'prh_control' is 'trained'; did you mean 'untrained'? (valid: "
+            "untrained)",
+        ),
+        (
+            {"prh_reference": "x", "prh_draws": -1},
+            "task t: the key 'prh_draws' is -1; it should be greater than or equal to 0",
         ),
         (
             {"prh_reference": "x", "prh_bits_per_byte": "perhaps"},

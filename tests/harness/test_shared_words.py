@@ -127,7 +127,9 @@ def test_every_run_reports_it(model: Path, options: dict[str, Any], name: str, w
     run = evaluate(model, **options)
     found = run["results"][TASK][f"mnn_shared_words,{name}"]
     assert found == pytest.approx(wanted(), abs=1e-12)
-    assert run["configs"][TASK]["metadata"]["alignment"]["shared_words"] == found
+    assert run["configs"][TASK]["metadata"]["alignment"]["controls"]["shared_words"] == {
+        "score": found
+    }
     assert {sample["mnn_shared_words"] for sample in run["samples"][TASK]} == {found}
     assert "mnn_shared_words" not in run["higher_is_better"][TASK]
 
@@ -178,7 +180,9 @@ def test_result_files_have_it_rescored_ones_too(
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["results"][task]["mnn_shared_words,none"]
         assert found == pytest.approx(expected(FIRST), abs=1e-12)
-        assert content["configs"][task]["metadata"]["alignment"]["shared_words"] == found
+        assert content["configs"][task]["metadata"]["alignment"]["controls"]["shared_words"] == {
+            "score": found
+        }
 
 
 def test_several_rescored_models_share_one_count(

@@ -82,6 +82,8 @@ def test_similarity_decides_and_with_it_whether_there_is_a_protocol(kind: str) -
         *((kind, "description", "other words") for kind in KINDS),
         *((kind, "parameters", 5) for kind in KINDS),
         *((kind, "version", 2) for kind in KINDS),
+        *((kind, "metric", "cka") for kind in KINDS),
+        *((kind, "relative", "y") for kind in KINDS),
         # The items' own fingerprint tells these.
         *((kind, "pairs.caption_column", "words") for kind in KINDS),
         ("language", "pairs.split", "test"),

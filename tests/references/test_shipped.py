@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from prh_eval import resources
 from prh_eval.features.images import prepare
 from prh_eval.features.vision import load_vision_model
-from prh_eval.references.registry import load_reference
+from prh_eval.references.registry import load_reference, relative_of
 from prh_eval.schema import LanguageReference, Preprocessing, VisionReference
 
 FILES = {path.stem: path for path in sorted(resources.folder("references").glob("*.yaml"))}
@@ -130,6 +130,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 WITHOUT_CLASS_TOKEN = {
     *("aimv2_large", "convnextv2_base", "ijepa_huge", "resnet50", "vjepa2_large"),
     *("siglip2_base", "siglip2_so400m", "siglip_base"),
+}
+
+# No sibling of theirs is among the references.
+WITHOUT_RELATIVE = {
+    *("aimv2_large", "cielab", "convnextv2_base", "deit3_base", "ijepa_huge", "minilm_l6"),
+    *("pe_core_large", "pythia_160m", "resnet50", "vjepa2_large"),
 }
 
 # timm's repositories keep their weights; for the others, the reason is in the file.
@@ -249,6 +255,23 @@ def test_no_two_references_are_the_same() -> None:
     ]
     assert len(set(readings)) == len(readings)
     assert len({load_reference(path).description for path in FILES.values()}) == len(FILES)
+
+
+def test_near_relatives_are_siblings_read_alike() -> None:
+    named = 0
+    for path in FILES.values():
+        reference = load_reference(path)
+        assert reference.metric == "mutual_knn"
+        relative = relative_of(reference)  # which is there, on the same pairs
+        if relative is None:
+            continue
+        named += 1
+        assert (relative.name in FILES, relative.name == reference.name) == (True, False)
+        assert (relative.family, relative.kind) == (reference.family, reference.kind)
+        assert reference.parameters and relative.parameters
+        assert 1 / 5 < relative.parameters / reference.parameters < 5
+    assert named == len(FILES) - len(WITHOUT_RELATIVE)
+    assert all(load_reference(FILES[name]).relative is None for name in WITHOUT_RELATIVE)
 
 
 def test_class_token_is_read_where_there_is_one() -> None:

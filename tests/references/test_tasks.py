@@ -54,16 +54,17 @@ def test_every_reference_is_a_task(place: Path) -> None:
     (task,) = found.load(["prh_align_cielab"])["tasks"].values()
     assert task.reference.name == "cielab"
     assert (task.VERSION, task.config.num_fewshot) == (1.0, 0)
+    assert task.options.metric == "mutual_knn"
 
 
 def test_a_file_in_the_working_folder_is_a_task_at_once(place: Path) -> None:
     before = set(manager().all_tasks)
-    path = add("mine", version=3)
+    path = add("mine", version=3, metric="lcs_knn")
     found = manager()
     assert set(found.all_tasks) - before <= {"prh_align_mine", "prh_features"}
     assert "prh_align_mine" in found.all_subtasks
     (task,) = found.load(["prh_align_mine"])["tasks"].values()
-    assert task.VERSION == 3
+    assert (task.VERSION, task.options.metric) == (3, "lcs_knn")
     assert task.reference == load_reference(path)
     assert task.dump_config()["metadata"]["prh_reference"] == "mine"
     generated = found.task_index["prh_align_mine"].yaml_path

@@ -1,0 +1,127 @@
+"""The best layer pair, chosen on one half of the items and scored on the other."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.layers import best_of
+from prh_eval.alignment.metrics import check_pair, overlap
+from prh_eval.alignment.uncertainty import standard_error
+
+# Fewer items have halves without neighbours of their own.
+_LEAST = 10
+# Against 0 / 0.
+_NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """A score that the choice of the layers cannot flatter. Layers are counted from 0.
+
+    Attributes:
+        score: Mean over halves, each scored by the other half's choice; in [0, 1], and on average
+            k / (n - 1) for unrelated models, however many layers they have.
+        stderr: Its standard error.
+        layers: The layer pairs that the halves chose, of the first split, then the second, ...
+    """
+
+    score: float
+    stderr: float
+    layers: list[tuple[int, int]]
+
+
+def cross_fitted(
+    x: NeighborGraph, y: NeighborGraph, k: int, *, splits: int = 5, seed: int
+) -> CrossFitted | None:
+    """Mutual k-nearest-neighbour alignment of a layer pair that other items chose.
+
+    The items are split at random into two halves. Each half chooses the layer pair that agrees best
+    about its items, and that pair is scored on the other half. Neighbours are the k nearest among
+    all n items, so that score and chance are comparable with those of all items; of these, a half
+    goes by the ones that are in it. The score of half H is
+
+        sum a_ij b_ij / sqrt(sum a_ij  sum b_ij),  sums over i and j in H,
+
+    with the weights of :meth:`NeighborGraph.weights`: 1 for equal layers, as of all items, and for
+    others what it is of all items but for the split. Scores of halves are averaged by their
+    denominators.
+
+    Neighbours in the other half have to be left out, or the halves know of each other: items that
+    are each other's neighbours across the halves agree or not in both, and a hub is a neighbour in
+    both. With 36 unrelated layer pairs (n = 400, k = 10, simulated) the best is 26 to 28 % above
+    chance, or 61 % where the layers have hubs. Choosing by all neighbours of one half's items and
+    scoring all of the other's is still 8 to 11 % above chance, or 50 % with hubs; choosing by those
+    inside and scoring all still 37 % with hubs; this is at chance.
+
+    A half has a quarter of all neighbours to choose and to score by. So several splits are
+    averaged, which takes away most of what one adds to the error. The standard error is that of
+    the pair chosen most often (:func:`prh_eval.alignment.uncertainty.standard_error`), and that of
+    the average over splits; in simulations of 400 aligned items it was 1.2 times the true spread.
+
+    Args:
+        x: Graph of the model, n items.
+        y: Graph of the reference, the same n items in the same order.
+        k: Neighbourhood size that both graphs answer for.
+        splits: How many splits, at least 2.
+        seed: Any integer that torch takes, of the CPU generator whose ``torch.randperm`` splits.
+
+    Returns:
+        The score; None for fewer than 10 items, whose halves are too small.
+
+    Raises:
+        PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
+        ValueError: If splits is below 2.
+    """
+    check_pair(x, y, k)
+    if splits < 2:
+        raise ValueError(f"splits = {splits}, where an error needs at least 2")
+    if x.n < _LEAST:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    near_x, near_y = x.trimmed(k), y.trimmed(k)
+    layers = []
+    shared, edges = torch.zeros(2, splits, dtype=torch.float64)
+    for split in range(splits):
+        order = torch.randperm(x.n, generator=generator)
+        halves = [_half(near_x, near_y, k, half) for half in order.tensor_split(2)]
+        for choosing, scored in (halves, halves[::-1]):
+            pair = divmod(best_of(choosing[0] / choosing[1]), y.layers)
+            layers.append(pair)
+            shared[split] += scored[0][pair]
+            edges[split] += scored[1][pair]
+    score = float(shared.sum() / edges.sum())
+    usual_x, usual_y = max(layers, key=layers.count)
+    error = standard_error(x.layer(usual_x), y.layer(usual_y), k)
+    # Of a ratio of means.
+    among_splits = (shared - score * edges).var() / edges.mean() ** 2 / splits
+    return CrossFitted(score, math.sqrt(error**2 + float(among_splits)), layers)
+
+
+def _half(x: NeighborGraph, y: NeighborGraph, k: int, half: Tensor) -> tuple[Tensor, Tensor]:
+    """The two sums of every layer pair that the score of a half is the ratio of, on the CPU."""
+    inside_x, inside_y = _inside(x, half), _inside(y, half)
+    # In place of a neighbour outside stands the item itself, which is in no other graph's row; so
+    # nothing outside is shared, and ties keep their weights, which with padding they would not.
+    own = torch.arange(x.n, dtype=torch.int32, device=x.indices.device)[:, None]
+    masked = torch.where(inside_x | (x.indices < 0), x.indices, own)
+    shared = overlap(NeighborGraph(masked, x.tied, x.k), y, k, items=half) * (len(half) * k)
+    edges = [
+        torch.where(inside, graph.weights(k), 0.0).sum(dim=2)[:, half.to(inside.device)].sum(dim=1)
+        for graph, inside in ((x, inside_x), (y, inside_y))
+    ]
+    # Where a half has no neighbours inside, nothing is shared either.
+    possible = torch.outer(*(each.cpu() for each in edges)).sqrt().clamp(min=_NOTHING)
+    return shared.cpu(), possible
+
+
+def _inside(graph: NeighborGraph, half: Tensor) -> Tensor:
+    """Which neighbours are in a half: bool, of the shape of the graph's indices."""
+    # The last is for padding, -1.
+    member = torch.zeros(graph.n + 1, dtype=torch.bool, device=graph.indices.device)
+    member[half.to(member.device)] = True
+    return member[graph.indices.long()]
