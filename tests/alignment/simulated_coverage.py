@@ -24,6 +24,10 @@ KEPT = 100
 _FIXED = np.random.default_rng(0)
 MAPS = _FIXED.standard_normal((2, 8, DIM)) / 3
 CENTRES = 1.5 * _FIXED.standard_normal((20, 8))
+# Of worlds that had no part in the choice of the estimator.
+_FRESH = np.random.default_rng(77)
+FRESH_MAPS = _FRESH.standard_normal((2, 8, DIM)) / 3
+FRESH_CENTRES = {count: 1.5 * _FRESH.standard_normal((count, 8)) for count in (6, 10, 50)}
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
@@ -66,12 +70,30 @@ WORLDS: dict[str, tuple[Draw, float, float]] = {
 }
 
 
+def fresh_clusters(count: int) -> Draw:
+    """Clusters with other centres."""
+    centres = FRESH_CENTRES[count]
+
+    def draw(g: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        return centres[g.integers(0, count, n)] + 0.3 * g.standard_normal((n, 8)), np.ones((n, 1))
+
+    return draw
+
+
+FRESH_WORLDS: dict[str, tuple[Draw, float, float]] = {
+    "isotropic": (isotropic, 0.4, 0.8),
+    **{f"{count} clusters": (fresh_clusters(count), 0.4, 0.8) for count in FRESH_CENTRES},
+    "hubby": (hubby, 0.4, 0.8),
+    "uneven": (uneven, 0.4, 0.8),
+}
+
+
 def features(
-    draw: Draw, g: np.random.Generator, n: int, noises: tuple[float, ...]
+    draw: Draw, g: np.random.Generator, n: int, noises: tuple[float, ...], maps: np.ndarray = MAPS
 ) -> list[np.ndarray]:
     """A reference's features of fresh items, then those of a model for every noise."""
     z, uneven_noise = draw(g, n)
-    sides = [(MAPS[0], noises[0]), *((MAPS[1], noise) for noise in noises)]
+    sides = [(maps[0], noises[0]), *((maps[1], noise) for noise in noises)]
     return [
         z @ mapped[: z.shape[1]] + noise * uneven_noise * g.standard_normal((n, DIM))
         for mapped, noise in sides
@@ -106,13 +128,19 @@ class Coverage(NamedTuple):
 
 
 def score_coverage(
-    draw: Draw, n: int, k: int, noise: float, draws: int, kept: int = KEPT
+    draw: Draw,
+    n: int,
+    k: int,
+    noise: float,
+    draws: int,
+    kept: int = KEPT,
+    maps: np.ndarray = MAPS,
 ) -> Coverage:
     """Of intervals of one layer pair's score."""
     g = np.random.default_rng(1)
     found = []
     for _ in range(draws):
-        y, x = (graph(each, kept) for each in features(draw, g, n, (noise,)))
+        y, x = (graph(each, kept) for each in features(draw, g, n, (noise,), maps))
         score, error = float(overlap(x, y, k)), standard_error(x, y, k)
         found.append((score, error, *confidence_interval(score, error), math.nan))
     return _coverage(np.array(found))
@@ -172,11 +200,23 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[5, 10])
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
     parser.add_argument("--kept", type=int, default=KEPT, help="neighbours that graphs keep")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="scores alone, in other worlds, which had no part in the choice of the estimator",
+    )
     kinds = ("score", "no difference", "difference", "chosen")
     parser.add_argument("--of", nargs="+", choices=kinds, default=kinds, help="which intervals")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     draws, kept = arguments.draws, arguments.kept
+    if arguments.fresh:
+        for n, k, world in itertools.product(arguments.n, arguments.k, FRESH_WORLDS):
+            draw, *strengths = FRESH_WORLDS[world]
+            for noise in strengths:
+                found = score_coverage(draw, n, k, noise, draws, kept, FRESH_MAPS)
+                print(f"{world:13} n {n:5} k {k:3} noise {noise:.1f}: {_line(found)}", flush=True)
+        return
     for n, k, world in itertools.product(arguments.n, arguments.k, arguments.worlds):
         draw, *strengths = WORLDS[world]
         for noise, kind in itertools.product(strengths, arguments.of):
@@ -187,12 +227,15 @@ def main() -> None:
             else:
                 other = noise if kind == "no difference" else 1.3 * noise
                 found = difference_coverage(draw, n, k, (noise, other), draws, kept)
-            print(
-                f"{kind:14} {world:13} n {n:5} k {k:3} noise {noise:.1f}: mean {found.mean:+.4f} "
-                f"spread {found.spread:.4f} ratio {found.ratio:.2f} covered {found.covered:.3f} "
-                f"rejected {found.rejected:.3f}",
-                flush=True,
-            )
+            at = f"{kind:14} {world:13} n {n:5} k {k:3} noise {noise:.1f}"
+            print(f"{at}: {_line(found)}", flush=True)
+
+
+def _line(found: Coverage) -> str:
+    return (
+        f"mean {found.mean:+.4f} spread {found.spread:.4f} ratio {found.ratio:.2f} covered "
+        f"{found.covered:.3f} rejected {found.rejected:.3f}"
+    )
 
 
 if __name__ == "__main__":
