@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ def _command(argv: list[str]) -> int:
     if argv[:1] == ["run"]:  # everything after it is lm-eval's, --help included
         return _run(argv[1:])
     arguments = parse(argv)
+    # A terminal may lack ± and letters of names, and what was computed is not to be lost by that.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     _show_log()
     status: int = arguments.command(arguments)
     return status

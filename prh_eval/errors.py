@@ -28,7 +28,8 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
         more than 60 names, those that are least like it are counted, not listed.
     """
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    lower = {each.lower(): each for each in names}
+    near = [lower[each] for each in difflib.get_close_matches(name.lower(), lower, 1, 0.5)]
     shown = names
     if len(names) > _MOST_LISTED:
         shown = sorted(difflib.get_close_matches(name, names, n=_LISTED_OF_MORE, cutoff=0))

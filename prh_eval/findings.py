@@ -19,7 +19,7 @@ class _Part(BaseModel):
 class Null(_Part):
     """The best layer pair's score where items are re-paired at random."""
 
-    draws: int = Field(description="number of permutations")
+    draws: int = Field(ge=1, description="number of permutations")
     seed: int = Field(description="of their generator")
     alpha: float = Field(description="level of the test")
     threshold: float = Field(description="score that chance exceeds with probability alpha at most")
@@ -59,7 +59,7 @@ class Control(_Part):
 class AtK(_Part):
     """A point of the curve over the neighbourhood size: the chosen layer pair's score."""
 
-    k: int
+    k: int = Field(ge=1)
     score: float
     chance: float
 
@@ -67,7 +67,7 @@ class AtK(_Part):
 class AtN(_Part):
     """A point of the curve over the number of items: the chosen layer pair's score."""
 
-    n: int
+    n: int = Field(ge=1)
     score: float = Field(description="mean over subsets of that size")
     spread: float = Field(description="their standard deviation; 0 for all items")
     repeats: int = Field(description="number of subsets; 1 for all items")
@@ -99,8 +99,8 @@ class Findings(_Part):
     What is None was not computed, or the file is of a version that did not.
     """
 
-    n: int = Field(description="number of items")
-    k: int = Field(description="neighbourhood size")
+    n: int = Field(ge=1, description="number of items")
+    k: int = Field(ge=1, description="neighbourhood size")
     metric: str
     protocol: str | None = None
     pooling: str | None = None

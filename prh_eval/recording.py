@@ -24,6 +24,11 @@ def scores_record(scores: LayerScores) -> dict[str, Any]:
         "last_layers": [len(scores.grid) - 1, scores.last_layer_y],
         "layer_grid": _grid(scores.grid, places),
         "score": scores.score,
+        "last": {
+            "score": scores.last_layer_score,
+            "stderr": None,
+            "layers": [len(scores.grid) - 1, scores.last_layer_y],
+        },
     }
 
 

@@ -105,7 +105,8 @@ def test_a_model_in_the_cache(kept: dict[str, Path], capsys: pytest.CaptureFixtu
         assert out.startswith(f"org/gpt2 × dino: {grid.max():.4f} ± ")
         assert "the graphs in the cache" in out and "pictures, n = 60 items" in out
         assert out.endswith(
-            "Controls need the captions or the model itself: they are in result files.\n"
+            "Controls that need the captions or the model itself are in result files only:\n"
+            "shared words, re-initialised, weights shuffled.\n"
         )
 
 
@@ -126,6 +127,27 @@ def test_what_the_cache_does_not_have(capsys: pytest.CaptureFixture[str]) -> Non
     assert "'gpt2' is the last part of the names of 2 models" in fails(["show", "gpt2"], capsys)
 
 
+@pytest.mark.usefixtures("kept")
+def test_a_model_with_the_name_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    assert main(["show", "gpt2", "--reference", "clip", "--k", str(K)]) == 0
+    assert capsys.readouterr().out.startswith("org/gpt2 × clip: ")
+
+
+def test_two_metrics_of_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = record() | {"metric": "linear_cka"}
+    one = write(tmp_path / "results_1.json", {"a": record()}, date=1.0)
+    write(tmp_path / "results_2.json", {"a": other}, date=2.0)
+    assert main(["show", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["findings"]["metric"] for each in found] == ["linear_cka", "mutual_knn"]
+    says = fails(["show", str(tmp_path), "--plot", str(tmp_path / "a.png")], capsys)
+    assert "there are 2, linear_cka in " in says and f"mutual_knn in {one}; the file of" in says
+
+
 def test_no_reference_of_the_same_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert "none is in the cache" in fails(["show", "gpt2"], capsys)
     keep_model("gpt2", LAYERS["org/gpt2"])
@@ -140,7 +162,7 @@ def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "empty").mkdir()
     for argv, says in (
         ([str(tmp_path / "none.json")], "there is no file"),
-        ([str(tmp_path / "empty")], "neither a file or folder of results nor a model"),
+        ([str(tmp_path / "empty")], "empty holds an alignment, as tasks of prh_eval write it"),
         ([str(tmp_path / "cut.json")], "is damaged, or no result file"),
         ([str(path), "--task", "c"], "no alignment of the task 'c'"),
         ([str(path), "--k", "5"], "was made with k = 10, not 5"),

@@ -101,7 +101,7 @@ def test_memory_is_bounded_by_what_is_allowed() -> None:
 
 def test_scores_and_features() -> None:
     assert overlap_seconds(1000, 3, 4, 10) == pytest.approx(
-        120_000 * costs.SHARED_NANOSECONDS * 1e-9
+        6 * 120_000 * costs.SHARED_NANOSECONDS * 1e-9
     )
     # 7 billion parameters, 2 million items of 30 tokens.
     assert encoding_operations(7e9, 2_000_000, 30) == 8.4e17

@@ -25,7 +25,9 @@ class CrossFitted:
 
     Attributes:
         score: Mean over halves, each scored by the other half's choice; in [0, 1], and on average
-            k / (n - 1) for unrelated models, however many layers they have.
+            k / (n - 1) for unrelated models, however many layers they have; below it where few
+            items have strong hubs, as a half prefers pairs whose hubs are in it (0.91 of it at
+            n = 30, 0.97 at n = 100, none at n = 300, simulated).
         stderr: Its standard error.
         layers: The layer pairs that the halves chose, of the first split, then the second, ...
     """

@@ -148,14 +148,17 @@ def _subset_score(x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor) -> 
 
 def _sizes(n: int, k: int, kept: int) -> Iterator[tuple[int, int]]:
     """Falling sizes of subsets of n items, each with how many kept neighbours answer for k."""
-    step = 1
-    while (size := round(n / 2 ** (step / 3))) > k:
+    step, last = 0, n
+    while (size := round(n / 2 ** ((step + 1) / 3))) > k:
+        step += 1
+        if size == last:
+            continue
+        last = size
         reaches = torch.arange(k, kept + 1)
         enough = 2 * size * _fewer(n - 1, reaches, size - 1, k) <= _FAILURE
         if not enough.any():
             return
         yield size, int(reaches[enough][0])
-        step += 1
 
 
 def _fewer(total: int, marked: Tensor, drawn: int, k: int) -> Tensor:

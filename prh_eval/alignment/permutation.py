@@ -243,7 +243,8 @@ def _products(x: Tensor, y: Tensor, n: int) -> Tensor:
 
     def term(value: Tensor, edges: int) -> Tensor:
         # Of a pattern of more items than there are, both are 0.
-        return value / max(math.perm(n, edges), 1)
+        # As a float: from 65,538 items on it is more than torch takes as an integer.
+        return value / float(max(math.perm(n, edges), 1))
 
     same, reverse = torch.kron(s, t), torch.kron(r, q)
     return (
@@ -352,7 +353,9 @@ def _draws_at_once(x: NeighborGraph, y: NeighborGraph, k: int) -> int:
     """How many permutations are looked up in some rows of the table together."""
     device = x.indices.device
     words = min(_rows(x.n, device), x.n) * min(x.layers, y.layers) * k
-    return max(1, 4 * _block_bytes(device) // (8 * words))
+    found = max(1, 4 * _block_bytes(device) // (8 * words))
+    # The orders themselves, and their inverses, stay within 16 MiB each.
+    return min(found, max(1, (1 << 21) // x.n))
 
 
 def _block_bytes(device: torch.device) -> int:

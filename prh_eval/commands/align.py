@@ -211,10 +211,15 @@ def _null(result: Report, digits: int) -> str:
     if null is None:
         return "What chance can do with the best of all layer pairs was not drawn (--draws)."
     found = null.calibrated
+    if null.alpha * (len(null.values) + 1) < 1 - 1e-9:
+        return (
+            f"{len(null.values)} random re-pairings are too few for a test at {null.alpha:.0%}; "
+            f"p = {found.p:.3g}"
+        )
     return (
         f"Of {len(null.values):,} random re-pairings the best layer pair's score is above "
-        f"{found.threshold:.{digits}f} in {null.alpha:.0%}; p = {found.p:.3g}, calibrated score "
-        f"{found.score:.{digits}f}"
+        f"{found.threshold:.{digits}f} in at most {null.alpha:.0%}; p = {found.p:.3g}, calibrated "
+        f"score {found.score:.{digits}f}"
     )
 
 

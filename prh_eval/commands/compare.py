@@ -41,7 +41,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "error",
     )
     parser.add_argument("--k", type=int, default=10, help="neighbourhood size; default: 10")
-    parser.add_argument("--metric", default="mutual_knn", help="default: mutual_knn")
+    parser.add_argument(
+        "--metric",
+        default="mutual_knn",
+        help="of neighbours: mutual_knn, cycle_knn, lcs_knn or edit_distance_knn; with --reference "
+        "mutual_knn alone; default: mutual_knn",
+    )
     parser.add_argument(
         "--protocol", default="paper", help="preprocessing of the graphs to take; default: paper"
     )

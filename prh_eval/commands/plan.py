@@ -245,7 +245,7 @@ def table(content: Mapping[str, Any]) -> str:
         )
     lines.append(
         f"Estimated: products at {rates} a device, reading and scores on one core; disks and "
-        "copies to the device are not counted"
+        "copies to the device are not counted, nor moments and errors"
     )
     return "\n".join(lines)
 

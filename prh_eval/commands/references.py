@@ -259,11 +259,14 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _tell_of_relative(reference: Reference, arguments: argparse.Namespace) -> None:
     """Say how the near relative of a built reference is built, where it is not."""
+    from prh_eval.alignment.registry import HEADLINE
     from prh_eval.references.build import ceiling_artifact
 
+    if reference.metric != HEADLINE or reference.relative is None:
+        return
     pairs = _pairs(reference, arguments.caption)
     found = ceiling_artifact(reference, pairs, protocol=arguments.protocol, k=1)
-    if reference.relative is None or found is not None:
+    if found is not None:
         return
     command = f"prh-eval references build {reference.relative}"
     if arguments.protocol != "paper":

@@ -60,9 +60,15 @@ def _rescore(arguments: argparse.Namespace) -> int:
         },
     )
     rows = [
-        (each.model, each.reference, f"{each.score:.3f} ± {each.stderr:.3f}", each.path)
+        (
+            each.model,
+            each.reference,
+            each.metric,
+            f"{each.score:.3f}" + ("" if each.stderr is None else f" ± {each.stderr:.3f}"),
+            each.path,
+        )
         for each in written
     ]
-    headers = ("model", "reference", "mnn", "file")
+    headers = ("model", "reference", "metric", "score", "file")
     print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     return 0

@@ -25,22 +25,24 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "show",
         help="a score with its error, chance, controls and curves, as text and as a figure",
-        description="Shows the alignments in a result file of lm_eval, the newest of each task in "
-        "a folder of them, or those of a model whose graphs are in the cache with the references "
-        "that are built, made anew.",
+        description="Shows the alignments in a result file of lm_eval, the newest of each task by "
+        "each metric in a folder of them, the one in a file that prh-eval align wrote, or those of "
+        "a model whose graphs are in the cache with the references that are built, made anew.",
     )
     parser.add_argument(
         "what",
         metavar="FILE_OR_MODEL",
-        help="a result file; a folder of them; or a model as it was given to lm-eval, the last "
-        "part of its path, or a file of its graphs",
+        help="a result file, of prh-eval align too; a folder of them; or a model as it was given "
+        "to lm-eval, the last part of its path, or a file of its graphs",
     )
     parser.add_argument("--task", metavar="NAME", help="of a result file, only this task")
     parser.add_argument(
         "--reference", metavar="NAME", help="only with this reference; default: all there are"
     )
     parser.add_argument(
-        "--k", type=positive, help="neighbourhood size; default: a file's own, or 10"
+        "--k",
+        type=positive,
+        help="of a model in the cache, the neighbourhood size; default: 10",
     )
     parser.add_argument(
         "--protocol",
@@ -82,8 +84,20 @@ def _found(arguments: argparse.Namespace) -> Sequence[Shown]:
         found = read_file(path)
     if found:
         found = chosen(found, task=arguments.task, reference=arguments.reference, k=arguments.k)
-        _check_one(arguments, "--task", [str(each.task) for each in found])
+        tasks = list(dict.fromkeys(str(each.task) for each in found))
+        if len(tasks) > 1:
+            _check_one(arguments, tasks, "--task should name one")
+        metrics = [f"{each.findings.metric} in {each.source}" for each in found]
+        _check_one(arguments, metrics, "the file of one should be named")
         return found
+    if path.is_dir():
+        from prh_eval.artifacts import kept_headers, models_named
+
+        if not models_named(kept_headers("models"), arguments.what):
+            raise PrhEvalError(
+                f"no result file under {arguments.what} holds an alignment, as tasks of prh_eval "
+                "write it"
+            )
     if arguments.task:
         raise PrhEvalError(
             f"--task is of result files, and {arguments.what!r} is none; --reference chooses what "
@@ -95,16 +109,15 @@ def _found(arguments: argparse.Namespace) -> Sequence[Shown]:
     references = (
         [arguments.reference] if arguments.reference else fitting_references(name, protocol)
     )
-    _check_one(arguments, "--reference", references)
+    _check_one(arguments, references, "--reference should name one")
     return [from_graphs(name, each, k=arguments.k, protocol=protocol) for each in references]
 
 
-def _check_one(arguments: argparse.Namespace, option: str, names: Sequence[str]) -> None:
+def _check_one(arguments: argparse.Namespace, names: Sequence[str], right: str) -> None:
     """Refuse to draw several alignments into one figure."""
     if arguments.plot is not None and len(names) > 1:
         raise PrhEvalError(
-            f"--plot draws one alignment and there are {len(names)}, {', '.join(names)}; {option} "
-            "should name one"
+            f"--plot draws one alignment and there are {len(names)}, {', '.join(names)}; {right}"
         )
 
 

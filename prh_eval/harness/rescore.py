@@ -22,6 +22,7 @@ from lm_eval.loggers.utils import add_env_info, get_git_commit_hash
 from tqdm import tqdm
 
 from prh_eval import __version__, store
+from prh_eval.alignment.registry import metric
 from prh_eval.artifacts import (
     MODEL_IDENTITY,
     Kept,
@@ -55,15 +56,17 @@ class Rescored:
     Attributes:
         model: The model's name as it was given to lm-eval.
         reference: The reference's name.
-        score: Mutual k-nearest-neighbour alignment, 0..1.
-        stderr: Its standard error.
+        metric: What the score is of, as results call it: ``mnn`` for mutual kNN.
+        score: The score.
+        stderr: Its standard error; None where the metric has none.
         path: The result file.
     """
 
     model: str
     reference: str
+    metric: str
     score: float
-    stderr: float
+    stderr: float | None
     path: Path
 
 
@@ -202,6 +205,12 @@ def _fitting(
     fitting, without = {}, []
     for task in tasks:
         try:
+            if metric(task.options.metric).needs == "features":
+                raise PrhEvalError(
+                    f"the metric {task.options.metric!r} of {task.reference.name} compares "
+                    "features, and of models that were run only neighbour graphs are kept; the "
+                    "models should be run again with lm_eval"
+                )
             found = [each for each in kept if _fits(each.header, task)]
             if found:
                 task.build_all_requests()  # and the reference, where it is missing or not current
@@ -309,8 +318,11 @@ def _score(
     written = []
     for task, kept in able.items():
         scores, read = results["results"][task.name], task.options.filter
-        score, stderr = scores[f"mnn,{read}"], scores[f"mnn_stderr,{read}"]
-        written.append(Rescored(kept.name, task.reference.name, score, stderr, path))
+        name = metric(task.options.metric).prefix
+        score, stderr = scores[f"{name},{read}"], scores[f"{name}_stderr,{read}"]
+        # lm-eval has a word where there is none.
+        known = stderr if isinstance(stderr, float) else None
+        written.append(Rescored(kept.name, task.reference.name, name, score, known, path))
     return written
 
 

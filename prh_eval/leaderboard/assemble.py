@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.leaderboard.associations import associations, trends
-from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, number
+from prh_eval.leaderboard.board import AlignmentFacts, Board, BoardColumn, LeftOut, known, number
 from prh_eval.leaderboard.columns import (
     LOSSES,
     AnyColumn,
@@ -25,7 +25,7 @@ from prh_eval.leaderboard.rows import (
     row_of,
     with_tiers,
 )
-from prh_eval.leaderboard.scores import Identity, Score, metric_key
+from prh_eval.leaderboard.scores import MNN, Identity, Score, metric_key
 from prh_eval.leaderboard.selection import select
 
 
@@ -42,20 +42,42 @@ def default_config(results: Results, tasks: Sequence[TaskColumn] = ()) -> BoardC
     Raises:
         PrhEvalError: If there is no alignment score.
     """
-    found = {(s.task, s.filter) for s in results.scores if s.metric == "mnn" and s.record}
+    found = {(s.task, s.filter) for s in results.scores if s.metric == MNN and s.record}
     if not found:
+        others = _other_alignment(results)
+        if others:
+            raise PrhEvalError(
+                f"none of the {results.files} result files has an mNN score: {others}"
+            )
         raise PrhEvalError(
             f"none of the {results.files} result files has an alignment score; run lm_eval with "
             "--tasks prh_align, or another task of prh_eval, on the same models"
         )
     several = len({task for task, _ in found}) < len(found)
     references = [
-        {"task": task, "metric": metric_key("mnn", filter_)}
+        {"task": task, "metric": metric_key(MNN, filter_)}
         | ({"name": f"{task}:{filter_}"} if several and filter_ != "none" else {})
         for task, filter_ in sorted(found, key=lambda pair: (pair[0] != "prh_align", pair))
     ]
     chosen = [task.model_dump() for task in tasks] or list(USUAL.values())
     return BoardConfig.model_validate({"references": references, "tasks": chosen})
+
+
+def _other_alignment(results: Results) -> str | None:
+    """What to do about alignment scores of metrics that `default_config` does not take, if any."""
+    found = {
+        (score.task, score.metric_key)
+        for score in results.scores
+        if score.record and score.metric == score.record.metric_name != MNN
+    }
+    if not found:
+        return None
+    named = ", ".join(f"{task} ({metric})" for task, metric in sorted(found))
+    metrics = " or ".join(f"metric: {metric}" for metric in sorted({metric for _, metric in found}))
+    return (
+        f"without a board.yaml only alignment by mnn is shown, and not that by another metric, of "
+        f"{named}; references of a board.yaml can name {metrics}"
+    )
 
 
 def assemble(
@@ -84,6 +106,9 @@ def assemble(
     cards, runs, chosen = selection.cards, selection.runs, selection.chosen
     left_out = [LeftOut(what=s.path, reason=s.reason, files=(s.path,)) for s in results.skipped]
     remarks = set()
+    others = None if config else _other_alignment(results)
+    if others:
+        remarks.add(_sentence(f"{others[0].upper()}{others[1:]}"))
     for conflict in selection.conflicts:
         if conflict.kind == "limit":
             left_out.append(_left(conflict.model, conflict.sentence, conflict.files))
@@ -219,6 +244,8 @@ def _alignment_facts(scores: Sequence[Score], beside: Beside) -> AlignmentFacts 
     record = scores[0].record if scores else None
     if record is None:
         return None
+    # Of one layer pair: what is derived from its score, as a p-value, has another chance.
+    own = scores[0].metric in (record.metric_name, f"{record.metric_name}_last_layer")
     # Of captions and reference alone, so that every file that has it has the same.
     shared = [found.value for score in scores if (found := beside(score, SHARED_WORDS))]
     return AlignmentFacts(
@@ -229,7 +256,7 @@ def _alignment_facts(scores: Sequence[Score], beside: Beside) -> AlignmentFacts 
         k=record.k,
         protocol=record.protocol,
         pooling=record.pooling,
-        chance=number(record.k / (record.n - 1)),
+        chance=known(record.chance) if own else None,
         shared_words=number(max(shared)) if shared else None,
     )
 

@@ -47,7 +47,10 @@ class AlignmentFacts(Section):
     k: int = Field(description="neighbourhood size")
     protocol: str = Field(description="preprocessing of the features")
     pooling: str = Field(description="over a caption's tokens")
-    chance: float = Field(description="what unrelated representations score, k / (n - 1)")
+    chance: float | None = Field(
+        description="what unrelated representations score, k / (n - 1) for mnn; null where it "
+        "depends on the representations"
+    )
     shared_words: float | None = Field(
         description="what the captions' words alone (TF-IDF) score against the reference"
     )

@@ -20,6 +20,7 @@ PROPORTIONS = frozenset(
     | {"mnn", "mnn_calibrated", "mnn_p", "mnn_cross_fitted", "mnn_last_layer", "mnn_chance"}
     | {"mnn_shared_words"}
 )
+MNN = "mnn"
 # How the names of result files end: `--output_path` may give the stem.
 STAMP = re.compile(r"_(\d{4}-\d\d-\d\d)T(\d\d)[-_:](\d\d)[-_:](\d\d(?:\.\d+)?)\.json$")
 
@@ -81,6 +82,7 @@ class AlignmentRecord:
         n: Number of items.
         k: Neighbourhood size.
         metric: Such as ``mutual_knn``.
+        chance: What unrelated representations score; None where that depends on them.
         protocol: Preprocessing of the features.
         pooling: Over a caption's tokens.
         layers: The best pair: language layer, reference layer.
@@ -94,10 +96,16 @@ class AlignmentRecord:
     n: int
     k: int
     metric: str
+    chance: float | None
     protocol: str
     pooling: str
     layers: tuple[int, int]
     profile: tuple[float, ...]
+
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called among a task's scores: ``mnn`` for ``mutual_knn``."""
+        return MNN if self.metric == "mutual_knn" else self.metric
 
     @property
     def setup(self) -> tuple[str | int, ...]:
@@ -290,6 +298,7 @@ def _record(data: Mapping[str, Any], task: str) -> AlignmentRecord | None:
             n=int(found["n"]),
             k=int(found["k"]),
             metric=str(found["metric"]),
+            chance=_finite(found.get("chance")),
             protocol=str(found["protocol"]),
             pooling=str(found["pooling"]),
             layers=(layer, reference_layer),

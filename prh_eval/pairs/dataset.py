@@ -23,6 +23,8 @@ class PairedDataset:
         source: Where the items come from, in JSON values.
         images: The images, decoded one at a time when they are asked for; None without images.
         targets: What stands in an image's place (sRGB colours as ``#rrggbb``); None with images.
+        rows: Where the items stand among all that the data have, and how many these are; None for
+            all of them.
     """
 
     name: str
@@ -32,6 +34,7 @@ class PairedDataset:
     source: dict[str, Any]
     images: Images | None = None
     targets: tuple[str, ...] | None = None
+    rows: tuple[tuple[int, ...], int] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,6 +58,7 @@ class PairedDataset:
     def select(self, positions: Sequence[int]) -> PairedDataset:
         """The items at these positions, in this order."""
         chosen = list(positions)
+        rows, whole = self.rows or (tuple(range(len(self))), len(self))
         return replace(
             self,
             ids=_take(self.ids, chosen),
@@ -62,6 +66,7 @@ class PairedDataset:
             all_captions=_take(self.all_captions, chosen),
             images=None if self.images is None else self.images.select(chosen),
             targets=None if self.targets is None else _take(self.targets, chosen),
+            rows=(_take(rows, chosen), whole),
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -121,7 +123,7 @@ def encode(
     elif isinstance(reference, ValuesReference):
         layers = _values(reference, pairs)
     else:
-        layers = file_features(reference.features, len(pairs))
+        layers = _chosen(partial(file_features, reference.features), pairs)
     if processes is None or processes.rank == 0:
         _compare_parameters(reference, facts.get("parameters"))
     widths = [layer.shape[1] for layer in layers]
@@ -143,13 +145,21 @@ def _device(given: torch.device | str | None) -> torch.device:
 def _values(reference: ValuesReference, pairs: PairedDataset) -> list[Tensor]:
     """One tensor (n, width): a single layer."""
     if not isinstance(reference.values, str):
-        return table_values(reference.values, len(pairs))
+        return _chosen(partial(table_values, reference.values), pairs)
     if pairs.targets is None:
         raise PrhEvalError(
             f"the reference {reference.name} needs items with colours and {pairs.name} has none; "
             "'pairs' should be {kind: embedded, name: xkcd_colors}"
         )
     return [cielab(pairs.targets)]
+
+
+def _chosen(read: Callable[[int], list[Tensor]], pairs: PairedDataset) -> list[Tensor]:
+    """The rows of these items, of a file that has one for each item of the data."""
+    if pairs.rows is None:
+        return read(len(pairs))
+    rows, whole = pairs.rows
+    return [layer[list(rows)] for layer in read(whole)]
 
 
 def _compare_parameters(reference: Reference, actual: int | None) -> None:

@@ -28,7 +28,13 @@ from prh_eval.leaderboard.pages.artists import COLOURS, DPI, GREY, WIDTH
 from prh_eval.leaderboard.pages.formats import amount
 from prh_eval.leaderboard.pages.wording import shortened
 from prh_eval.showing.read import Shown
-from prh_eval.showing.wording import CONFIDENCE, control, number
+from prh_eval.showing.wording import (
+    CONFIDENCE,
+    control,
+    has_threshold,
+    neighbourhood,
+    number,
+)
 
 _BLUE, _VERMILION, _GREEN, _PINK, _ORANGE, _SKY, _BLACK = COLOURS
 _CONTROL_COLOURS = {
@@ -130,7 +136,7 @@ def _headline(shown: Shown) -> str:
 
 def _measured_on(shown: Shown) -> str:
     findings = shown.findings
-    facts = [shortened(findings.metric, 32), f"k = {findings.k}", f"n = {findings.n:,}"]
+    facts = [shortened(findings.metric, 32), *neighbourhood(findings), f"n = {findings.n:,}"]
     facts.append(shortened(shown.data, 32))
     if findings.protocol:
         facts.append(f"protocol {shortened(findings.protocol, 20)}")
@@ -251,7 +257,7 @@ def _levels(findings: Findings) -> list[_Level]:
     levels = []
     if findings.chance is not None:
         levels.append(_Level("chance", findings.chance, GREY, _DASHED))
-    if findings.null is not None:
+    if findings.null is not None and has_threshold(findings.null):
         levels.append(_Level("threshold", findings.null.threshold, _VERMILION, _DASHED))
     for key, found in findings.controls.items():
         colour = _CONTROL_COLOURS.get(key, GREY)
@@ -312,7 +318,8 @@ def _draws(axes: Axes, findings: Findings) -> None:
     width = max(1, math.ceil((high - low) / unit / _BINS)) * unit
     edges = low - unit / 2 + width * np.arange(math.floor((high - low + unit / 2) / width) + 2)
     axes.hist(null.values, bins=edges.tolist(), color=GREY, edgecolor=GREY, linewidth=0.3)
-    axes.axvline(null.threshold, color=_VERMILION, linewidth=1.2, linestyle=_DASHED)
+    if has_threshold(null):
+        axes.axvline(null.threshold, color=_VERMILION, linewidth=1.2, linestyle=_DASHED)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     _plain(axes)
@@ -394,19 +401,13 @@ def _legend(findings: Findings) -> list[Artist]:
         )
     if findings.chance is not None:
         handles.append(Line2D([], [], color=GREY, linewidth=1, linestyle=_DASHED, label="chance"))
+    if findings.null is not None and has_threshold(findings.null):
+        label = f"threshold, passed by at most {100 * findings.null.alpha:g} %"
+        handles.append(
+            Line2D([], [], color=_VERMILION, linewidth=1.2, linestyle=_DASHED, label=label)
+        )
     if findings.null is not None:
-        alpha = f"{100 * findings.null.alpha:g} %"
-        handles += [
-            Line2D(
-                [],
-                [],
-                color=_VERMILION,
-                linewidth=1.2,
-                linestyle=_DASHED,
-                label=f"threshold, passed by {alpha} of re-pairings",
-            ),
-            Patch(color=GREY, label="re-pairings"),
-        ]
+        handles.append(Patch(color=GREY, label="re-pairings"))
     if findings.controls:
         handles.append(
             Line2D([], [], color=_BLACK, linewidth=1, linestyle=_DOTTED, label="controls")

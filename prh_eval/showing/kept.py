@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prh_eval import store
+from prh_eval.alignment.metrics import overlap
 from prh_eval.alignment.preprocess import protocol as named_protocol
 from prh_eval.alignment.registry import HEADLINE
-from prh_eval.alignment.report import DRAWS, report
+from prh_eval.alignment.report import report
 from prh_eval.artifacts import (
     Kept,
     choose,
     kept_headers,
+    largest,
     models_named,
     protocol_of,
     read_header,
@@ -19,11 +22,15 @@ from prh_eval.artifacts import (
     short_names,
 )
 from prh_eval.errors import PrhEvalError, suggestion
+from prh_eval.features.words import shared_bags
 from prh_eval.findings import Findings
+from prh_eval.harness.token_bags import kept_tokens
 from prh_eval.recording import report_record
+from prh_eval.references.definition import changes
+from prh_eval.references.registry import found_files, load_reference, relative_of
 from prh_eval.resources import cache_folder
-from prh_eval.showing.read import Shown
-from prh_eval.store import read_artifact
+from prh_eval.showing.read import CACHE, Shown
+from prh_eval.store import GraphArtifact, read_artifact
 
 DEFAULT_K = 10
 
@@ -65,20 +72,20 @@ def from_graphs(
     *,
     k: int | None = None,
     protocol: str = "paper",
-    draws: int = DRAWS,
+    draws: int | None = None,
 ) -> Shown:
-    """The alignment of a model in the cache with a reference, from their graphs alone.
+    """The alignment of a model in the cache with a reference, from what is kept of both.
 
     Args:
         name: The model, as `fitting_references` takes it.
         reference: Name of a built reference.
         k: Neighbourhood size; None: 10.
         protocol: Preprocessing of the graphs, where graphs of several are kept.
-        draws: Number of permutations for the null of the best pair.
+        draws: Number of permutations, as :func:`prh_eval.alignment.report.report` takes it.
 
     Raises:
-        PrhEvalError: If there is no such model or reference, several fit, or the graphs do not
-            answer for k.
+        PrhEvalError: If there is no such model or reference, several fit, the graphs do not
+            answer for k, or the reference's file names a relative that there is not.
     """
     named_protocol(protocol)
     _graphs_of(name)
@@ -99,8 +106,40 @@ def from_graphs(
         "pairs": model.header["pairs"],
         "reference": other.header,
         "model": model.header,
+        "controls": _controls(model, other, k),
     }
-    return Shown(Findings.model_validate(record | about), "the graphs in the cache")
+    return Shown(Findings.model_validate(record | about), CACHE)
+
+
+def _controls(model: GraphArtifact, reference: GraphArtifact, k: int) -> dict[str, dict[str, Any]]:
+    """The controls that need neither captions nor the model itself."""
+    controls: dict[str, dict[str, Any]] = {}
+    tokens = kept_tokens(model.header) if "tokenizer" in model.header else None
+    if tokens is not None:
+        controls["shared_tokens"] = {"score": shared_bags(tokens, reference.graph, k)}
+    relative = _relative(reference, k)
+    if relative is not None:
+        grid = overlap(relative.graph.trimmed(k), reference.graph.trimmed(k), k)
+        controls["ceiling"] = {"score": float(grid.max()), "name": relative.header["reference"]}
+    return controls
+
+
+def _relative(reference: GraphArtifact, k: int) -> GraphArtifact | None:
+    """Current graphs of the reference's near relative on the same data, if the cache has them."""
+    file = found_files().get(reference.header["reference"])
+    relative = relative_of(load_reference(file)) if file is not None else None
+    if relative is None:
+        return None
+    fits = largest(
+        kept
+        for kept in kept_headers("references")
+        if kept.name == relative.name
+        and protocol_of(kept.header) == protocol_of(reference.header)
+        and same_data(kept.header, reference.header)
+        and not changes(relative, kept.header)
+    )
+    found = [each for each in map(read_artifact, (kept.path for kept in fits)) if each.graph.k >= k]
+    return found[0] if len(found) == 1 else None
 
 
 def _graphs_of(name: str) -> list[Kept]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from prh_eval.leaderboard.pages.escaping import one_line
 from prh_eval.leaderboard.scores import STAMP
 from prh_eval.validation import mistake
 
+CACHE = "the graphs in the cache"
 # What makes results of one name those of different models.
 _IDENTITY = ("model", "revision", "dtype", "peft")
 
@@ -27,7 +28,7 @@ class Shown:
 
     Attributes:
         findings: The alignment.
-        source: A result file, or what else the numbers were made of.
+        source: A file, or `CACHE`.
         task: lm-eval's name of the task; None where the numbers are not of a result file.
     """
 
@@ -62,25 +63,28 @@ class Shown:
 
 
 def read_file(path: Path) -> list[Shown]:
-    """The alignments in one result file, by task.
+    """The alignments in one result file, by task, or the one that ``prh-eval align`` wrote.
 
     Raises:
         PrhEvalError: If the file cannot be read, is no result file, has no alignment, or has one
             that is damaged.
     """
-    return _alignments(_load(path), path)
+    content = _load(path)
+    if _is_of_files(content):
+        return [Shown(_findings(_of_files(content), {}, f"{path}: the alignment"), str(path))]
+    return _alignments(content, path)
 
 
 def read_folder(folder: Path) -> list[Shown]:
-    """The newest alignment of each task, in lm-eval's result files at any depth of a folder.
+    """The newest of each task and metric, in lm-eval's result files at any depth of a folder.
 
     Returns:
-        By task; none if no file holds an alignment.
+        By task and metric; none if no file holds an alignment.
 
     Raises:
         PrhEvalError: If a result file is damaged, or they are of several models.
     """
-    newest: dict[str, tuple[tuple[float, str], Shown]] = {}
+    newest: dict[tuple[str, str], tuple[tuple[float, str], Shown]] = {}
     models: dict[tuple[str, ...], Path] = {}
     for path in sorted(folder.rglob("*.json")):
         if not (path.name.startswith("results") or STAMP.search(path.name)) or not path.is_file():
@@ -94,8 +98,9 @@ def read_folder(folder: Path) -> list[Shown]:
             header = shown.findings.model
             models.setdefault(tuple(str(header.get(field)) for field in _IDENTITY), path)
             assert shown.task is not None
-            if shown.task not in newest or newest[shown.task][0] < age:
-                newest[shown.task] = age, shown
+            key = (shown.task, shown.findings.metric)
+            if key not in newest or newest[key][0] < age:
+                newest[key] = age, shown
     if len(models) > 1:
         files = sorted(path.relative_to(folder).as_posix() for path in models.values())
         listed = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
@@ -124,6 +129,8 @@ def chosen(
     Raises:
         PrhEvalError: If none is left; the sentence says what there is.
     """
+    if task is not None and found[0].task is None:
+        raise PrhEvalError(f"{found[0].source} is of no task; --task is of lm_eval's result files")
     of_task = [shown for shown in found if task in (None, shown.task)]
     if not of_task:
         there = suggestion(str(task), {one_line(str(shown.task)) for shown in found})
@@ -135,8 +142,8 @@ def chosen(
     for shown in left:
         if k not in (None, shown.findings.k):
             raise PrhEvalError(
-                f"{shown.source} was made with k = {shown.findings.k}, not {k}; for another k the "
-                "model should be named, whose graphs are in the cache"
+                f"{shown.source} was made with k = {shown.findings.k}, not {k}; for another k it "
+                "should be made anew, or a model be named whose graphs are in the cache"
             )
     return left
 
@@ -157,10 +164,11 @@ def _load(path: Path) -> dict[str, Any]:
         raise PrhEvalError(f"{path} is nested too deeply for a result file") from None
     except ValueError as error:
         raise PrhEvalError(f"{path} is damaged, or no result file: {error}") from None
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
+    whole = isinstance(content, dict)
+    if not (whole and (isinstance(content.get("results"), dict) or _is_of_files(content))):
         raise PrhEvalError(
-            f"{path} is JSON, but no result file; it should be what lm_eval --output_path writes"
+            f"{path} is JSON, but no result file; it should be what lm_eval --output_path or "
+            "prh-eval align --output writes"
         )
     return dict(content)
 
@@ -175,7 +183,13 @@ def _records(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 
 def _alignments(content: Mapping[str, Any], path: Path) -> list[Shown]:
     found = [
-        Shown(_findings(record, _metrics(content, task), path, task), str(path), task)
+        Shown(
+            _findings(
+                record, _metrics(content, task), f"{path}: the alignment of {one_line(task)}"
+            ),
+            str(path),
+            task,
+        )
         for task, record in _records(content)
     ]
     if not found:
@@ -186,14 +200,30 @@ def _alignments(content: Mapping[str, Any], path: Path) -> list[Shown]:
     return found
 
 
+def _is_of_files(content: Mapping[str, Any]) -> bool:
+    """Whether it is what ``prh-eval align`` writes of two files of features."""
+    return all(isinstance(_dict(content, side).get("file"), str) for side in ("x", "y"))
+
+
+def _of_files(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of two files' alignment."""
+    model, reference = (PurePath(content[side]["file"]).name for side in ("x", "y"))
+    return {
+        **content,
+        "protocol": content["x"].get("protocol"),
+        "pairs": {"name": "rows of two files"},
+        "model": {"model": model},
+        "reference": {"reference": reference},
+    }
+
+
 def _metrics(content: Mapping[str, Any], task: str) -> dict[str, Any]:
     """A task's results by metric, without the filters' names, which say what captions were read."""
     metrics = _dict(_dict(content, "results"), task)
     return {key.partition(",")[0]: value for key, value in metrics.items()}
 
 
-def _findings(record: object, metrics: Mapping[str, Any], path: Path, task: str) -> Findings:
-    where = f"{path}: the alignment of {one_line(task)}"
+def _findings(record: object, metrics: Mapping[str, Any], where: str) -> Findings:
     if not isinstance(record, dict):
         raise PrhEvalError(f"{where} should hold keys and values")
     try:

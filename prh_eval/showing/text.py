@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from prh_eval.findings import Findings
 from prh_eval.leaderboard.pages.escaping import one_line
-from prh_eval.showing.read import Shown
+from prh_eval.showing.read import CACHE, Shown
 from prh_eval.showing.wording import (
     CONFIDENCE,
     HEADLINE,
     control,
+    has_threshold,
     missing,
+    neighbourhood,
     number,
     remake,
 )
@@ -28,7 +30,7 @@ _Row = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class Signs:
-    """The signs that not every terminal has. Each is one column wide."""
+    """The signs that not every terminal has. Those of bars are one column wide."""
 
     plus_minus: str
     times: str
@@ -42,7 +44,7 @@ class Signs:
 
 
 UNICODE = Signs("±", "×", "−", "—", "█", "░", "▏▎▍▌▋▊▉", "◀")
-ASCII = Signs("~", "x", "-", "-", "#", ".", "", "<")
+ASCII = Signs("+-", "x", "-", "-", "#", ".", "", "<")
 
 
 def signs_for(encoding: str | None) -> Signs:
@@ -101,7 +103,8 @@ def _heading(shown: Shown, signs: Signs) -> str:
 
 
 def _measured(findings: Findings) -> Iterable[str]:
-    yield f"{one_line(findings.metric)}, k = {findings.k} neighbours"
+    yield one_line(findings.metric)
+    yield from neighbourhood(findings)
     for name in ("protocol", "pooling"):
         value = getattr(findings, name)
         if value:
@@ -129,7 +132,7 @@ def _signed(shown: str, signs: Signs) -> str:
 def _score(findings: Findings, signs: Signs) -> str:
     minus = signs.minus
     is_headline = findings.metric == HEADLINE
-    of_k = f"share of the {findings.k} nearest items common to both"
+    of_k = f"share of the {findings.k} nearest items in both"
     label = "score" if findings.stderr is None else f"score {signs.plus_minus} s.e."
     rows = [
         (label, _with_error(findings, signs), of_k if is_headline else "of the best layer pair")
@@ -145,23 +148,24 @@ def _score(findings: Findings, signs: Signs) -> str:
         corrected = _signed(number(findings.corrected), signs)
         rows.append(("above chance", corrected, f"(score {minus} chance) / (1 {minus} chance)"))
     null = findings.null
-    if null is not None:
+    if null is not None and has_threshold(null):
         rows += [
             (
                 "threshold",
                 _signed(number(null.threshold), signs),
-                f"{100 * null.alpha:g} % of re-pairings' best layer pairs pass it",
+                f"at most {100 * null.alpha:g} % of re-pairings score higher",
             ),
             (
                 "calibrated",
                 number(null.calibrated),
                 f"(score {minus} threshold) / (1 {minus} threshold), or 0",
             ),
-            ("p", f"{null.p:.2g}", f"(1 + re-pairings as high) / (1 + {null.draws:,})"),
         ]
+    if null is not None:
+        rows.append(("p", f"{null.p:.2g}", f"(1 + re-pairings as high) / (1 + {null.draws:,})"))
     if findings.z is not None:
         z = _signed(f"{findings.z:.1f}", signs)
-        rows.append(("z", z, "this pair's standard deviations above chance"))
+        rows.append(("z", z, "this pair's standard deviations over chance"))
     return "Score\n" + _table(rows)
 
 
@@ -202,7 +206,7 @@ def _controls(findings: Findings, signs: Signs) -> str:
         rows.append(row(name, of.score, None, named))
     title = "Beside it (layer pairs: model/reference, from 0)"
     headers = ("", "score", f"best {signs.minus} it", "")
-    table = _table(rows, [None, None, None, 28], headers)
+    table = _table(rows, [None, None, None, 27], headers)
     return f"{title}\n{table}{_chosen_by_halves(findings)}"
 
 
@@ -213,7 +217,8 @@ def _chosen_by_halves(findings: Findings) -> str:
         return ""
     counts = Counter(crossed.layers).most_common()
     told = [f"{_pair(pair)} ({count})" for pair, count in counts[:_MOST_PAIRS]]
-    more = [f"{len(counts) - _MOST_PAIRS} others"] if len(counts) > _MOST_PAIRS else []
+    others = len(counts) - _MOST_PAIRS
+    more = [f"{others} other{'s' if others > 1 else ''}"] if others > 0 else []
     said = f"Chosen by {len(crossed.layers)} halves of the items: {', '.join(told + more)}."
     return "\n" + textwrap.indent("\n".join(textwrap.wrap(said, WIDTH - len(_INDENT))), _INDENT)
 
@@ -320,13 +325,19 @@ def _hubs(findings: Findings, signs: Signs) -> str:
 
 def _missing(shown: Shown) -> str:
     lacking = missing(shown.findings)
-    if shown.task is None and not shown.findings.controls:
-        return "Controls need the captions or the model itself: they are in result files."
+    if shown.source == CACHE:
+        said = (
+            "Controls that need the captions or the model itself are in result files only: shared "
+            "words, re-initialised, weights shuffled."
+        )
+        return "\n".join(textwrap.wrap(said, WIDTH))
     if not lacking or shown.findings.metric != HEADLINE:
         return ""
     if shown.findings.hubs is not None:  # which every version makes that makes the rest
         said = f"Not computed, for want of draws or of items: {', '.join(lacking)}."
         return "\n".join(textwrap.wrap(said, WIDTH))
+    if shown.task is None:
+        return ""
     said = (
         f"Not in this record, which an older version of prh_eval made: {', '.join(lacking)}. "
         "Where the model's graphs are kept, this makes them:"

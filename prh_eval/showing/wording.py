@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from prh_eval.findings import Findings
+from prh_eval.findings import Findings, Null
 from prh_eval.leaderboard.pages.escaping import one_line
 from prh_eval.showing.read import Shown
 
@@ -18,6 +18,7 @@ CONTROLS = {
 }
 CONFIDENCE = "95 %"
 HEADLINE = "mutual_knn"  # as `alignment.registry` has it, which imports torch
+_OF_NEIGHBOURS = (HEADLINE, "cycle_knn", "lcs_knn", "edit_distance_knn", "cknna")
 
 
 def number(value: float) -> str:
@@ -30,12 +31,25 @@ def control(name: str) -> tuple[str, str]:
     return CONTROLS.get(name, (one_line(name).replace("_", " "), ""))
 
 
+def neighbourhood(findings: Findings) -> list[str]:
+    """What k is in the record's metric; nothing where it has no part in it."""
+    if findings.metric in _OF_NEIGHBOURS:
+        return [f"k = {findings.k} neighbours"]
+    return [f"{findings.k} directions"] if findings.metric == "svcca" else []
+
+
+def has_threshold(null: Null | None) -> bool:
+    """Whether there are draws enough for any score to be significant at the test's level."""
+    return null is not None and null.alpha * (null.draws + 1) >= 1 - 1e-9
+
+
 def missing(findings: Findings) -> list[str]:
     """What a record of the headline metric can have and this one has not."""
     parts = {
         "standard error": findings.stderr,
         "interval": findings.interval,
-        "threshold, calibrated score and p": findings.null,
+        "threshold and calibrated score": has_threshold(findings.null) or None,
+        "p": findings.null,
         "z": findings.z,
         "cross-fitted score": findings.cross_fitted,
         "curve over k": findings.k_curve,

@@ -77,6 +77,13 @@ def test_sizes_go_as_far_down_as_the_kept_neighbours_answer():
     assert [p.n for p in n_curve(x, y, 5, seed=0)] == [60]
 
 
+@pytest.mark.parametrize("n", [3, 5, 12])
+def test_few_items_have_each_size_once(n):
+    x, y = (searched(side, n - 1) for side in two_sides(n))
+    sizes = [point.n for point in n_curve(x, y, 1, seed=0)]
+    assert sizes == sorted(set(sizes))
+
+
 @given(st.integers(2, 60), st.data())
 def test_probability_of_too_few(total, data):
     drawn, k = data.draw(st.integers(0, total)), data.draw(st.integers(1, total))

@@ -101,6 +101,16 @@ def test_hubs_and_ties_at_a_common_size():
     np.testing.assert_allclose(scores.var(axis=0), variance, rtol=0.35)
 
 
+def test_moments_of_more_items_than_four_factors_of_which_fit_into_64_bits():
+    """Of a directed ring and a random order of it about Poisson(1) edges coincide."""
+    n = 70_000
+    following = (torch.arange(n, dtype=torch.int32) + 1) % n
+    ring = NeighborGraph(following[None, :, None], torch.zeros(1, n, 1, dtype=torch.bool), 1)
+    moments = permutation_moments(ring, ring, 1)
+    assert float(moments.variance) * n**2 == pytest.approx(1, rel=1e-3)
+    assert len(permutation_null(ring, ring, 1, draws=2, seed=0)) == 2
+
+
 def test_hubs_widen_the_null():
     g = np.random.default_rng(0)
     n, k = 60, 5

@@ -149,6 +149,14 @@ def test_a_difference_is_surer_than_its_scores() -> None:
     assert other.stderr != there.stderr
 
 
+def test_a_difference_that_is_rounding_is_none() -> None:
+    """Weights of ties are fractions, whose sums differ in their last bits."""
+    constant, random = np.ones((100, 3)), np.random.default_rng(0).standard_normal((100, 3))
+    a, b = (graph(x, 99) for x in (constant, random))
+    found = paired_difference(a, a, b, a, 10)
+    assert (found.difference, found.stderr, found.p) == (0.0, 0.0, 1.0)
+
+
 def test_mistakes() -> None:
     x, y = (graph(side, 10) for side in drawn(0, 30))
     few = graph(drawn(0, 20)[0], 10)

@@ -150,12 +150,36 @@ def test_a_reference_added_later_gets_what_a_real_run_would_give(
     assert path.parent.name == found["model_name_sanitized"]
     score, stderr = (real["results"]["prh_align_b"][f"{m},none"] for m in ("mnn", "mnn_stderr"))
     row = said.splitlines()[-1].split("|")
-    assert [cell.strip() for cell in row[1:4]] == [
+    assert [cell.strip() for cell in row[1:5]] == [
         str(world.model),
         "b",
+        "mnn",
         f"{score:.3f} ± {stderr:.3f}",
     ]
-    assert str(path.relative_to(tmp_path)) in row[4]
+    assert str(path.relative_to(tmp_path)) in row[5]
+
+
+def test_other_metrics(
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of neighbours they are scored, without an error; features are not kept of models."""
+    world.evaluate("a")
+    world.reference("b", seed=2, metric="lcs_knn")
+    world.reference("c", seed=3, metric="cka")
+    assert main(["rescore", "b", "--output_path", "one", "--k", str(K)]) == 0
+    score = result(tmp_path / "one")["results"]["prh_align_b"]["lcs_knn,none"]
+    cells = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert [cell.strip() for cell in cells[3:5]] == ["lcs_knn", f"{score:.3f}"]
+    sentence = "the metric 'cka' of c compares features"
+    with pytest.raises(PrhEvalError, match=sentence):
+        again("c", output=tmp_path / "two")
+    assert main(["references", "build", "c", "--k", str(K)]) == 0
+    found = again(output=tmp_path / "all")
+    assert sorted(each.reference for each in found) == ["a", "b"]
+    assert sentence in caplog.text
 
 
 def test_all_references_and_all_dtypes(world: World, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def alignment_record(grid: list[list[float]], **changes: Any) -> dict[str, Any]:
         "n": 1024,
         "k": 10,
         "metric": "mutual_knn",
+        "chance": 10 / 1023,
         "protocol": "paper",
         "pooling": "mean",
         "layers": list(best),

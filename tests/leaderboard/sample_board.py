@@ -129,6 +129,19 @@ def sample_board(
     return board.model_copy(update=changes)
 
 
+def by_other_metrics(board: Board, **metrics: tuple[str, float | None]) -> Board:
+    """The board with another metric, and its chance, in columns that are given by their keys."""
+    columns = []
+    for column in board.columns:
+        if column.key in metrics and column.alignment:
+            metric, chance = metrics[column.key]
+            facts = column.alignment.model_copy(update={"chance": chance})
+            changes = {"metric": metric, "chance": chance, "alignment": facts}
+            column = column.model_copy(update=changes)
+        columns.append(column)
+    return board.model_copy(update={"columns": tuple(columns)})
+
+
 def _alignment(key: str, label: str, reference: str, facts: dict[str, object]) -> BoardColumn:
     return BoardColumn(
         key=key,

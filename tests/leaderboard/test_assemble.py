@@ -575,6 +575,64 @@ def test_nothing_to_show(tmp_path: Path) -> None:
         assemble(results, config(tasks=[], primary=None))
 
 
+def other_metric(metric: str, chance: float | None, *, task: str = "prh_align") -> dict[str, Any]:
+    """A run of an alignment task by another metric than mNN, as the task reports it."""
+    record = alignment_record([[0.4, 0.6]], metric=metric, chance=chance)
+    scores = {f"{metric},none": 0.6, f"{metric}_last_layer,none": 0.5, f"{metric}_layer,none": 0.0}
+    return result("org/a", {task: scores}, records={task: record})
+
+
+@pytest.mark.parametrize(
+    ("metric", "chance"), [("cka", None), ("rsa", 0.0), ("debiased_cka", 0.0), ("triplets", 0.5)]
+)
+def test_chance_is_that_of_the_metric(tmp_path: Path, metric: str, chance: float | None) -> None:
+    write(tmp_path, other_metric(metric, chance))
+    references = [{"task": "prh_align", "metric": metric}]
+    (column, *_) = board(tmp_path, config(references=references, primary=None)).columns
+    assert column.alignment is not None
+    assert (column.metric, column.chance, column.alignment.chance) == (metric, chance, chance)
+
+
+def test_chance_is_not_that_of_what_is_derived_from_the_score(tmp_path: Path) -> None:
+    record = {"prh_align": alignment_record([[0.15]])}
+    write(tmp_path, result("org/a", {"prh_align": alignment(0.15, mnn_z=4.0)}, records=record))
+    references = [
+        {"task": "prh_align", "metric": metric, "name": metric}
+        for metric in ("mnn", "mnn_last_layer", "mnn_z")
+    ]
+    columns = board(tmp_path, config(references=references, primary=None)).columns
+    level = pytest.approx(10 / 1023, abs=1e-6)
+    assert [column.chance for column in columns[:3]] == [level, level, None]
+
+
+@pytest.mark.parametrize("found", [{}, {"chance": "high"}, {"chance": float("nan")}])
+def test_a_record_without_a_chance_has_none(tmp_path: Path, found: dict[str, Any]) -> None:
+    record = alignment_record([[0.15]])
+    del record["chance"]
+    write(tmp_path, model_result("org/a", 0.15, records={"prh_align": record | found}))
+    assert board(tmp_path).columns[0].chance is None
+
+
+def test_alignment_by_other_metrics_is_named_where_no_config_asks_for_it(six: Path) -> None:
+    write(six, other_metric("cka", None, task="prh_align_cka"), stamp="2026-02-02T00-00-00.1")
+    write(six, other_metric("rsa", 0.0, task="prh_align_rsa"), stamp="2026-02-03T00-00-00.1")
+    results = read_results(six, progress=False)
+    made = assemble(results)
+    assert [column.key for column in made.columns] == ["prh_align", "hellaswag", "gsm8k"]
+    (said,) = [remark for remark in made.remarks if "board.yaml" in remark]
+    assert "prh_align_cka (cka), prh_align_rsa (rsa)" in said
+    assert "metric: cka or metric: rsa" in said
+    settings = config(references=[{"task": "prh_align"}])
+    assert not any("board.yaml" in remark for remark in assemble(results, settings).remarks)
+
+
+def test_only_alignment_by_another_metric(tmp_path: Path) -> None:
+    write(tmp_path, other_metric("cka", None))
+    results = read_results(tmp_path, progress=False)
+    with pytest.raises(PrhEvalError, match=r"has an mNN score.*prh_align \(cka\).*metric: cka"):
+        assemble(results)
+
+
 @given(order=st.randoms(use_true_random=False))
 def test_the_order_of_files_changes_nothing(order: random.Random) -> None:
     scores = list(EVERYTHING.scores)

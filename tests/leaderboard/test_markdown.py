@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from sample_board import HOSTILE, sample_board
+from sample_board import HOSTILE, by_other_metrics, sample_board
 
 from prh_eval.leaderboard.associations import associations
 from prh_eval.leaderboard.board import Board, LeftOut
@@ -228,6 +228,42 @@ def test_columns_tell_few_shot_version_and_what_alignment_was_measured_on():
         *("CLIP ViT-H", "clip_huge", "minhuh/prh", "f" * 12, "1,024", "10", "paper", "mean"),
     ]
     assert "n = 1,024 items of minhuh/prh with k = 10" in page(BOARD).paragraph("What is measured.")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said", "not_said"),
+    [
+        ({}, ["overlap", "representations score k / (n - 1) = 0.010"], ["metric in brackets"]),
+        (
+            {"prh_align_clip": ("cka", None)},
+            ["overlap", "with CLIP ViT-H (cka) is by the metric in brackets instead."],
+            ["unrelated", "(mnn)"],
+        ),
+        (
+            {"prh_align": ("cka", None), "prh_align_clip": ("procrustes", None)},
+            ["by the metric in brackets: DINOv2-giant (cka) and CLIP ViT-H (procrustes)."],
+            ["overlap", "unrelated", "None"],
+        ),
+        (
+            {"prh_align": ("triplets", 0.5), "prh_align_clip": ("triplets", 0.5)},
+            ["where unrelated representations score 0.500, and set beside"],
+            ["overlap", "k / (n - 1)"],
+        ),
+    ],
+)
+def test_each_metric_is_called_by_its_name(metrics, said, not_said):
+    text = page(by_other_metrics(BOARD, **metrics)).paragraph("What is measured.")
+    assert all(each in text for each in said), text
+    assert not any(each in text for each in not_said), text
+
+
+def test_the_row_of_chance_has_none_where_the_metric_has_none():
+    (line,) = (
+        line
+        for line in page(by_other_metrics(BOARD, prh_align=("cka", None))).table("Tier", "Family")
+        if "chance" in line.values()
+    )
+    assert f"{10 / 1023:.3f}" not in line.values() and "0.250" in line.values()
 
 
 def test_references_measured_on_different_data_are_not_said_to_be_alike():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from leaderboard.sample_board import HOSTILE
+from leaderboard.sample_board import HOSTILE, by_other_metrics
 from leaderboard.sample_board import sample_board as make_board
 
 from prh_eval.leaderboard.board import Board, Coefficient, Row
@@ -158,6 +158,30 @@ def test_columns_say_how_they_were_measured() -> None:
     assert details[2] == "acc_norm · 10-shot · v1"
     assert details[3] == "exact_match, strict-match · 5-shot · v1"
     assert details[4].endswith("lower is better")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said", "not_said"),
+    [
+        ({}, "overlap: for each of 1,024 captions", "metric in brackets"),
+        ({"prh_align_clip": ("cka", None)}, "Alignment with CLIP ViT-H (cka) is by the", "(mnn)"),
+        (
+            {"prh_align": ("cka", None)},
+            "neighbours by CLIP ViT-H's representation",
+            "neighbours by DINOv2-giant's",
+        ),
+        (
+            {"prh_align": ("cka", None), "prh_align_clip": ("rsa", 0.0)},
+            "by the metric in brackets: DINOv2-giant (cka) and CLIP ViT-H (rsa).",
+            "overlap",
+        ),
+    ],
+)
+def test_each_metric_is_called_by_its_name(
+    metrics: dict[str, tuple[str, float | None]], said: str, not_said: str
+) -> None:
+    text = re.sub("<[^>]*>", "", html_page(by_other_metrics(make_board(), **metrics)))
+    assert said in text and not_said not in text
 
 
 def test_calibrated_alignment_has_a_column_where_it_is_known() -> None:

@@ -10,6 +10,7 @@ from datetime import date, timedelta
 
 import numpy as np
 import pytest
+from sample_board import by_other_metrics
 from sample_board import sample_board as make_board
 from scipy import stats
 
@@ -239,6 +240,13 @@ def test_points_are_the_cells(task):
         assert p.x_error == cells[p.row.name]["prh_align"].stderr
         assert p.y_error == cells[p.row.name][task].stderr
     assert panel.x.levels == (("chance", 10 / 1023), ("shared words", 0.07))
+
+
+def test_a_metric_without_a_chance_level_has_none_on_its_axis():
+    board = by_other_metrics(sample_board(), prh_align=("cka", None))
+    (panel,) = panels(board, named(board, "task-hellaswag"))
+    assert panel.x.levels == (("shared words", 0.07),)
+    assert panel.x.detail == "cka, k = 10, n = 1024"
 
 
 def test_alignment_is_above_bits_per_byte():

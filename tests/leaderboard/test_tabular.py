@@ -13,7 +13,7 @@ import pandas
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sample_board import HOSTILE, sample_board
+from sample_board import HOSTILE, by_other_metrics, sample_board
 
 from prh_eval.leaderboard.board import Board
 from prh_eval.leaderboard.pages.tabular import json_schema, read_json, to_csv, to_json
@@ -64,6 +64,13 @@ def test_csv_has_what_no_model_scored():
     assert (words["name"], words["prh_align"], words["hellaswag"]) == ("shared words", "0.07", "")
     assert (chance["name"], float(chance["prh_align"])) == ("chance", 10 / 1023)
     assert (chance["hellaswag"], chance["gsm8k"]) == ("0.25", "")
+
+
+def test_a_metric_without_a_chance_level_has_an_empty_cell():
+    board = by_other_metrics(BOARD, prh_align=("cka", None))
+    chance = read(board)[-1]
+    assert (chance["name"], chance["prh_align"], chance["hellaswag"]) == ("chance", "", "0.25")
+    jsonschema.validate(json.loads(to_json(board)), json.loads(json_schema()))
 
 
 def test_pandas_reads_numbers_as_numbers():

@@ -232,3 +232,17 @@ def test_without_colours_the_pairs_are_named() -> None:
         "the reference tried needs items with colours and some pairs has none; "
         "'pairs' should be {kind: embedded, name: xkcd_colors}"
     )
+
+
+def test_numbers_of_some_of_the_items(tmp_path: Path) -> None:
+    """As ``--limit`` and ``--samples`` choose them: the file has a row for each item there is."""
+    values = np.random.default_rng(0).standard_normal((N, 3)).astype(np.float32)
+    np.savez(tmp_path / "f.npz", layer=values)
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["a", "b", "c"], *values.tolist()])
+    features = reference("features", features={"path": str(tmp_path / "f.npz")})
+    columns = {"path": str(tmp_path / "t.csv"), "columns": ["a", "b", "c"]}
+    some = items().select([4, 0, 2, 5]).select([2, 1, 3])
+    for each in (features, reference("values", values=columns)):
+        (layer,) = encode(each, some).layers
+        np.testing.assert_allclose(layer.numpy(), values[[2, 0, 5]], rtol=1e-6)

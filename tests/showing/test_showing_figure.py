@@ -128,6 +128,17 @@ def test_the_null_and_the_score(usual: tuple[dict[str, Any], Figure]) -> None:
         assert not panel(other, "Best scores").child_axes
 
 
+def test_too_few_draws_have_no_threshold() -> None:
+    of = record() | {"k_curve": None, "n_curve": None}
+    of["null"] |= {"draws": 18, "values": of["null"]["values"][:18]}
+    with composed(shown(of)) as canvas:
+        axes = panel(canvas, "Best scores of 18 re-pairings")
+        assert [x[0] for x, y in lines(axes) if y == [0, 1]] == [of["score"]]
+        (legend,) = canvas.legends
+        said = [each.get_text() for each in (*legend.get_texts(), *canvas.findobj(Text))]
+        assert not any("threshold" in each for each in said)
+
+
 def test_the_curves(usual: tuple[dict[str, Any], Figure]) -> None:
     of, canvas = usual
     for title, key, size in (("Best pair at", "k_curve", "k"), ("Best pair on", "n_curve", "n")):
@@ -152,7 +163,7 @@ def test_the_title_says_whose_score_it_is(usual: tuple[dict[str, Any], Figure]) 
         f"(95\u00a0%: {low:.4f} to {high:.4f})"
     )
     assert [text.get_text() for text in canvas.texts if "mutual_knn" in text.get_text()] == [
-        "mutual_knn, k = 10, n = 1,024, wit_1024, protocol paper, p = 0.001, z = 41.3"
+        "mutual_knn, k = 10 neighbours, n = 1,024, wit_1024, protocol paper, p = 0.001, z = 41.3"
     ]
 
 

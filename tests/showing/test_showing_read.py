@@ -83,6 +83,35 @@ def test_a_folder_gives_the_newest_of_each_task(tmp_path: Path) -> None:
     assert read_folder(tmp_path / "m") == found
 
 
+def test_a_folder_gives_the_newest_of_each_metric(tmp_path: Path) -> None:
+    old, new, other = (record(seed=seed) for seed in range(3))
+    other["metric"] = "linear_cka"
+    for date, of in enumerate((old, new, other)):
+        write(tmp_path / f"results_{date}.json", {"a": of}, date=date)
+    assert [(shown.findings.metric, shown.findings.score) for shown in read_folder(tmp_path)] == [
+        ("linear_cka", other["score"]),
+        ("mutual_knn", new["score"]),
+    ]
+
+
+def test_what_align_writes(tmp_path: Path) -> None:
+    parts = ("pairs", "reference", "model", "protocol", "pooling", "controls")
+    of = {key: value for key, value in record().items() if key not in parts}
+    sides = {
+        side: {"file": f"/somewhere/{side}.npy", "protocol": "paper", "layers": 2} for side in "xy"
+    }
+    path = tmp_path / "aligned.json"
+    path.write_text(json.dumps(of | sides))
+    (shown,) = read_file(path)
+    assert (shown.model, shown.reference, shown.task) == ("x.npy", "y.npy", None)
+    assert (shown.findings.score, shown.findings.protocol) == (of["score"], "paper")
+    with pytest.raises(PrhEvalError, match="is of no task; --task is of lm_eval's result files"):
+        chosen([shown], task="prh_align")
+    path.write_text(json.dumps(of | sides | {"k": 0}))
+    with pytest.raises(PrhEvalError, match=r"aligned\.json: the alignment is damaged: .*'k'"):
+        read_file(path)
+
+
 def test_a_folder_without_alignments_gives_none(tmp_path: Path) -> None:
     write(tmp_path / "results_a.json", {})
     assert read_folder(tmp_path) == []
@@ -106,7 +135,7 @@ def test_choosing(tmp_path: Path) -> None:
         chosen(found, task="c")
     with pytest.raises(PrhEvalError, match=r"with 'dino' is in .*'dinov2_giant'"):
         chosen(found, reference="dino")
-    with pytest.raises(PrhEvalError, match=r"made with k = 10, not 5; .* the model"):
+    with pytest.raises(PrhEvalError, match=r"made with k = 10, not 5; .* or a model be named"):
         chosen(found, k=5)
 
 
@@ -119,6 +148,9 @@ def _changed(**parts: Any) -> dict[str, Any]:
     [
         (_changed(k=...), "the alignment of t is damaged: the key 'k' is missing"),
         (_changed(n="many"), "damaged: the key 'n' is 'many'"),
+        (_changed(n=0), "damaged: the key 'n' is 0"),
+        (_changed(k_curve=[{"k": 0, "score": 0.1, "chance": 0.1}]), "damaged: .*k_curve.*k"),
+        (_changed(null=record()["null"] | {"draws": 0}), "damaged: .*draws"),
         (_changed(layer_grid=[]), "layer grid is no table"),
         (_changed(layer_grid=[[0.1], [0.1, 0.2]]), "layer grid is no table"),
         (_changed(layers=[4, 0]), "the layer pair 4, 0 is outside"),

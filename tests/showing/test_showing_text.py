@@ -99,6 +99,8 @@ def test_controls_and_their_differences() -> None:
     assert "0/0 (1), 0/1 (1), 0/2 (1), 1/0 (1), 1/1 (1), 7 others." in " ".join(
         text(shown(of)).split()
     )
+    of["cross_fitted"]["layers"] = [[i, j] for i in range(3) for j in range(2)]
+    assert "2/0 (1), 1 other." in " ".join(text(shown(of)).split())
 
 
 def test_curves_and_profile() -> None:
@@ -160,6 +162,7 @@ def test_lines_fit_a_terminal(layers: tuple[int, int], signs: Any) -> None:
     written = text(shown(of), signs)
     assert max(map(len, written.splitlines())) <= 80
     assert written.isascii() == (signs is ASCII)
+    assert (" +- 9.77e-05" in written) == (signs is ASCII)
     assert not any(line != line.rstrip() for line in written.splitlines())
 
 
@@ -182,9 +185,39 @@ def test_of_a_file_of_before_it_says_what_is_not_there() -> None:
 def test_what_could_not_be_computed() -> None:
     written = text(shown(record() | {"null": None, "cross_fitted": None}))
     assert written.splitlines()[-2:] == [
-        "Not computed, for want of draws or of items: threshold, calibrated score and p,",
+        "Not computed, for want of draws or of items: threshold and calibrated score, p,",
         "cross-fitted score.",
     ]
+
+
+@pytest.mark.parametrize(("draws", "tested"), [(18, False), (19, True)])
+def test_too_few_draws_have_no_threshold(draws: int, tested: bool) -> None:
+    of = record()
+    of["null"] |= {"draws": draws, "values": of["null"]["values"][:draws]}
+    written = text(shown(of))
+    for label in ("\n  threshold", "\n  calibrated"):
+        assert (label in written) == tested
+    assert f"(1 + re-pairings as high) / (1 + {draws})" in written
+    assert ("items: threshold and calibrated score." in written) == (not tested)
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("mutual_knn", "mutual_knn, k = 10 neighbours, protocol"),
+        ("cknna", "cknna, k = 10 neighbours, protocol"),
+        ("svcca", "svcca, 10 directions, protocol"),
+        ("linear_cka", "linear_cka, protocol"),
+    ],
+)
+def test_k_is_told_of_metrics_that_have_it(metric: str, says: str) -> None:
+    assert says in text(shown(record() | {"metric": metric}))
+
+
+def test_the_last_layer_of_another_metric_has_no_error() -> None:
+    of = record() | {"metric": "linear_cka"}
+    of["last"]["stderr"] = None
+    assert row(text(shown(of)), "last layer")[1] == f"{of['last']['score']:.4f}"
 
 
 def test_another_metric_needs_nothing_but_a_score() -> None:

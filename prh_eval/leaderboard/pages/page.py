@@ -17,7 +17,7 @@ from itertools import groupby
 from string import Template
 from xml.etree.ElementTree import Element
 
-from prh_eval.leaderboard.board import Board, Row
+from prh_eval.leaderboard.board import Board, BoardColumn, Row
 from prh_eval.leaderboard.pages.elements import (
     Child,
     element,
@@ -31,6 +31,7 @@ from prh_eval.leaderboard.pages.formats import counted, score
 from prh_eval.leaderboard.pages.page_fields import Field, Shown, table_fields
 from prh_eval.leaderboard.pages.page_statistics import answer, in_words, statistics_table
 from prh_eval.leaderboard.pages.tabular import baselines
+from prh_eval.leaderboard.pages.wording import SIMILARITY, by_metric, is_mnn
 
 GENERATOR = "prh-eval leaderboard"
 """Content of the meta tag by which a page is known as one of ours."""
@@ -75,19 +76,34 @@ def _header(board: Board) -> Iterator[Element]:
         # Of its Markdown, only code is more than text here.
         parts = re.split(r"`([^`]+)`", board.about)
         yield element("p", *(element("code", t) if n % 2 else t for n, t in enumerate(parts)))
-    alignment = board.of_kind("alignment")
-    if alignment and (facts := alignment[0].alignment):
+    alignment = [column for column in board.of_kind("alignment") if column.alignment]
+    if alignment:
         yield element(
             "p",
-            f"Alignment is mutual k-nearest-neighbour overlap: for each of {facts.n:,} captions, "
-            f"the share of its {facts.k} nearest neighbours by a language model's representation "
-            f"that are also neighbours by {alignment[0].label}'s representation of the items that "
-            "the captions describe (",
-            link("https://arxiv.org/abs/2405.07987", "Huh et al. 2024"),
-            "). Tasks are run by ",
+            *_defined(alignment),
+            " Tasks are run by ",
             link("https://github.com/EleutherAI/lm-evaluation-harness", "lm-evaluation-harness"),
             ".",
         )
+
+
+def _defined(columns: Sequence[BoardColumn]) -> Iterator[Child]:
+    """What alignment is by the metrics of these columns, in sentences."""
+    first = next(filter(is_mnn, columns), None)
+    if first and (facts := first.alignment):
+        yield (
+            f"Alignment is mutual k-nearest-neighbour overlap: for each of {facts.n:,} captions, "
+            f"the share of its {facts.k} nearest neighbours by a language model's representation "
+            f"that are also neighbours by {first.label}'s representation of the items that "
+            "the captions describe ("
+        )
+        yield link("https://arxiv.org/abs/2405.07987", "Huh et al. 2024")
+        yield ")."
+    others = [column for column in columns if not is_mnn(column)]
+    if others and first:
+        yield f" Alignment with {by_metric(others)} is by the metric in brackets instead."
+    elif others:
+        yield f"{SIMILARITY}, by the metric in brackets: {by_metric(others)}."
 
 
 def _breakable(name: str) -> Iterator[Child]:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from prh_eval.leaderboard.board import BoardColumn
 from prh_eval.leaderboard.pages.escaping import one_line
+from prh_eval.leaderboard.scores import MNN
+
+SIMILARITY = (
+    "Alignment is how alike a language model's representation of captions and a reference "
+    "encoder's representation of the items that they describe are"
+)
+"""What every metric of alignment tells."""
 
 _MARKS = frozenset(" .,:;+-_/()%=@")
 
@@ -30,6 +38,21 @@ def plain(text: str, most: int = 40) -> str:
     return shortened("".join(kept), most) or "unnamed"
 
 
+def is_mnn(column: BoardColumn) -> bool:
+    """Whether a column's scores are the mutual k-nearest-neighbour overlap itself."""
+    return column.metric == MNN
+
+
+def listing(names: Sequence[str]) -> str:
+    """One, two and three."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def by_metric(columns: Sequence[BoardColumn]) -> str:
+    """What columns are called, each with its metric."""
+    return listing([f"{column.label} ({column.metric})" for column in columns])
+
+
 def heading(column: BoardColumn) -> str:
     """A column's label, short."""
     return shortened(column.label, 40)
@@ -39,9 +62,10 @@ def axis_label(column: BoardColumn) -> tuple[str, str]:
     """What a column's numbers are, and how they were measured."""
     if column.alignment:
         facts = column.alignment
-        chance = f"chance {facts.chance:.2g}"
-        metric = "mNN" if column.metric == "mnn" else shortened(column.metric, 24)
-        how = [metric, f"k = {facts.k}", f"n = {facts.n}", chance]
+        metric = "mNN" if is_mnn(column) else shortened(column.metric, 24)
+        how = [metric, f"k = {facts.k}", f"n = {facts.n}"]
+        if facts.chance is not None:
+            how.append(f"chance {facts.chance:.2g}")
         return f"Alignment with {heading(column)}", ", ".join(how)
     if column.kind == "bits per byte":
         return heading(column), "lower is better"
