@@ -38,39 +38,6 @@ from prh_eval.schema import VisionReference
 from prh_eval.store import GraphArtifact, read_artifact
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny encoder and a small data set."""
-    folder = tmp_path_factory.mktemp("hub")
-    make_dinov2(folder / "encoder")
-    make_image_captions(folder / "data", n=16)
-    return folder
-
-
-@pytest.fixture
-def yaml_file(hub: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes tmp_path/tiny.yaml with changes."""
-
-    def write(**changes: Any) -> Path:
-        return write_reference(tmp_path / "tiny.yaml", hub / "encoder", hub / "data", **changes)
-
-    return write
-
-
-@pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The references that were encoded, in order."""
-    encoded: list[str] = []
-    encode = build.encode
-
-    def counted(reference: Any, *arguments: Any, **options: Any) -> Any:
-        encoded.append(reference.name)
-        return encode(reference, *arguments, **options)
-
-    monkeypatch.setattr(build, "encode", counted)
-    return encoded
-
-
 def artifact_of(path: Path, caption: int = 0, **options: Any) -> GraphArtifact:
     reference = load_reference(path)
     pairs = load_pairs(reference.pairs, caption=caption)
