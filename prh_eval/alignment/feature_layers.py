@@ -83,21 +83,6 @@ def centered(layer: Tensor, device: torch.device) -> Tensor:
     return torch.where(x.abs().amax(dim=0) > _ROUNDING * scale, x, 0.0)
 
 
-def unit_rows(layer: Tensor, device: torch.device) -> Tensor:
-    """A layer in rows of length 1; a row of zeros stays as it is.
-
-    Args:
-        layer: Float, shape (n, dim).
-        device: Where to.
-
-    Returns:
-        float64, shape (n, dim), on ``device``.
-    """
-    x = with_float64(layer).to(device).double()
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return torch.where(length > 0, x / length.clamp(min=torch.finfo(x.dtype).tiny), 0.0)
-
-
 def normal(layer: Tensor, device: torch.device) -> Tensor:
     """A layer centred and scaled to a sum of squares of 1, in at most as many dimensions as items.
 

@@ -113,11 +113,11 @@ def align(x: NeighborGraph, y: NeighborGraph, k: int, metric: str = HEADLINE) ->
     )
     if metric != HEADLINE:
         return scores
-    return Alignment(
-        **vars(scores),
-        stderr=standard_error(x.layer(best[0]), y.layer(best[1]), k),
-        last_layer_stderr=standard_error(x.layer(last[0]), y.layer(last[1]), k),
-    )
+    stderr = standard_error(x.layer(best[0]), y.layer(best[1]), k)
+    if best == last:
+        return Alignment(**vars(scores), stderr=stderr, last_layer_stderr=stderr)
+    last_layer_stderr = standard_error(x.layer(last[0]), y.layer(last[1]), k)
+    return Alignment(**vars(scores), stderr=stderr, last_layer_stderr=last_layer_stderr)
 
 
 def align_features(x: Sequence[Tensor], y: Sequence[Tensor], k: int, metric: str) -> LayerScores:

@@ -152,7 +152,9 @@ def _items(items: Tensor | None, n: int) -> Tensor:
     """The items whose mean is taken."""
     if items is None:
         return torch.arange(n)
-    if items.ndim != 1 or not len(set(items.tolist()) & set(range(n))) == len(items) > 0:
+    distinct = torch.unique(items)
+    once = items.ndim == 1 and len(distinct) == len(items) > 0
+    if not once or distinct[0] < 0 or distinct[-1] >= n:
         raise ValueError(f"items should name some of the items 0 to {n - 1}, each once")
     return items
 

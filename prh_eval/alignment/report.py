@@ -125,9 +125,12 @@ def report(x: NeighborGraph, y: NeighborGraph, k: int, *, draws: int | None = No
     if draws:
         values = permutation_null(*trimmed, k, draws=draws, seed=SEED).cpu().sort().values
         null = Null(values, SEED, ALPHA, calibrate(alignment.score, values, ALPHA))
-    last = x.layers - 1
-    first_y = best_of(alignment.grid[0])
-    embedding = float(alignment.grid[0, first_y])
+    last = Chosen(
+        alignment.last_layer_score,
+        alignment.last_layer_stderr,
+        x.layers - 1,
+        alignment.last_layer_y,
+    )
     found = hubs(*best, k)
     return Report(
         alignment=alignment,
@@ -137,12 +140,20 @@ def report(x: NeighborGraph, y: NeighborGraph, k: int, *, draws: int | None = No
         z=float(z_grid[alignment.x_layer, alignment.y_layer]),
         null=null,
         cross_fitted=cross_fitted(x, y, k, seed=SEED),
-        embedding=Chosen(embedding, standard_error(x.layer(0), y.layer(first_y), k), 0, first_y),
-        last=Chosen(
-            alignment.last_layer_score, alignment.last_layer_stderr, last, alignment.last_layer_y
-        ),
+        embedding=_embedding(x, y, k, alignment),
+        last=last,
         k_curve=k_curve(*best),
         n_curve=n_curve(*best, k, seed=SEED),
         hubs=found,
         hub_warning=hub_warning(found, alignment.score, x.n, k),
     )
+
+
+def _embedding(x: NeighborGraph, y: NeighborGraph, k: int, alignment: Alignment) -> Chosen:
+    """The first layer alone; where it is in the best pair, its error is known already."""
+    y_layer = best_of(alignment.grid[0])
+    if (alignment.x_layer, alignment.y_layer) == (0, y_layer):
+        error = alignment.stderr
+    else:
+        error = standard_error(x.layer(0), y.layer(y_layer), k)
+    return Chosen(float(alignment.grid[0, y_layer]), error, 0, y_layer)

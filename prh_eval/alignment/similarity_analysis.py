@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.feature_layers import check_layers, place, unit_rows
+from prh_eval.alignment.feature_layers import check_layers, place
+from prh_eval.alignment.rows import Rows
 
 # Similarities within this of each other tie, as in neighbour graphs.
 _TIE = 1e-12
@@ -73,7 +74,7 @@ def rsa_grid(
 
 def _ranks(layer: Tensor, device: torch.device) -> Tensor:
     """Ranks of the distances of all pairs, centred and of norm 1 or 0, (n (n - 1) / 2,) float64."""
-    unit = unit_rows(layer, device)
+    unit = Rows(layer, unit=True, device=device)[:]
     first, second = torch.triu_indices(len(unit), len(unit), offset=1, device=device)
     ranked, order = (-(unit @ unit.T))[first, second].sort()
     group = (ranked.diff() > _TIE).cumsum(0)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.feature_layers import check_layers, place, unit_rows
+from prh_eval.alignment.feature_layers import check_layers, place
+from prh_eval.alignment.rows import Rows
 
 # Triplets that are drawn where there are more; the sampling error is then at most 0.0005.
 TRIPLETS = 1_000_000
@@ -73,7 +74,7 @@ def triplets_grid(
     device = place(x)
     asked = _triplets(len(x[0]), count).to(device)
     mine, theirs = (
-        torch.stack([_answers(unit_rows(layer, device), asked) for layer in side])
+        torch.stack([_answers(Rows(layer, unit=True, device=device)[:], asked) for layer in side])
         for side in (x, y)
     )
     agreement = torch.zeros(len(x), len(y), dtype=torch.float64, device=device)

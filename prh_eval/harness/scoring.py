@@ -10,14 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.layers import LayerScores, align, align_features
-from prh_eval.alignment.metrics import overlap
 from prh_eval.alignment.preprocess import preprocess, protocol
 from prh_eval.alignment.registry import HEADLINE, metric
 from prh_eval.alignment.report import report
+from prh_eval.controls import scored_controls
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.words import shared_bags
 from prh_eval.harness.options import TaskOptions
 from prh_eval.harness.requests import CaptionNeighbors
 from prh_eval.recording import report_record, scores_record
@@ -170,20 +168,14 @@ def _headline(response: CaptionNeighbors, against: Against, options: TaskOptions
         "mnn": alignment.item_overlaps,
         "mnn_last_layer": alignment.last_layer_item_overlaps,
     }
-    controls = {"shared_words": {"score": against.shared_words}}
-    if response.tokens is not None:
-        controls["shared_tokens"] = {"score": shared_bags(response.tokens, reference, k)}
-    for name, untrained in response.controls.items():
-        controls[name] = {"score": _best(untrained.graph, reference, k)}
-    if against.relative is not None:
-        ceiling = _best(against.relative.graph, reference, k)
-        controls["ceiling"] = {"score": ceiling, "name": against.relative.header["reference"]}
+    controls = {"shared_words": {"score": against.shared_words}} | scored_controls(
+        reference,
+        k,
+        tokens=response.tokens,
+        untrained=response.controls,
+        relative=against.relative,
+    )
     return Scored(items, shared, {**report_record(found), "controls": controls})
-
-
-def _best(x: NeighborGraph, y: NeighborGraph, k: int) -> float:
-    """The best layer pair's score."""
-    return float(overlap(x.trimmed(k), y.trimmed(k), k).max())
 
 
 def _prepared(features: Sequence[Tensor], rule: str, similarity: str) -> list[Tensor]:

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING
 
 from prh_eval import __version__
 from prh_eval.errors import PrhEvalError
+from prh_eval.leaderboard.pages.drawing import SETTINGS
 from prh_eval.showing.read import Shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-_SETTINGS = {
-    "font.family": "DejaVu Sans",  # which comes with matplotlib
-    "font.size": 8,
-    "svg.fonttype": "path",  # a reader's fonts would have other widths
-    "svg.hashsalt": "prh_eval",  # ids are otherwise drawn
-    "text.parse_math": False,  # a $ in a name is a dollar
-    "axes.axisbelow": True,
-}
 # What each format calls the title, the maker and the date; a date would make other bytes.
 _METADATA = {
     ".png": ("Title", "Software", None),
@@ -88,5 +81,6 @@ def composed(shown: Shown) -> Iterator[Canvas]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)  # type: ignore[arg-type]
+        matplotlib.rcParams.update(SETTINGS)  # type: ignore[arg-type]
+        matplotlib.rcParams["font.size"] = 8
         yield artists.compose(shown)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prh_eval import store
-from prh_eval.alignment.metrics import overlap
 from prh_eval.alignment.preprocess import protocol as named_protocol
 from prh_eval.alignment.registry import HEADLINE
 from prh_eval.alignment.report import report
@@ -21,8 +19,8 @@ from prh_eval.artifacts import (
     same_data,
     short_names,
 )
+from prh_eval.controls import scored_controls
 from prh_eval.errors import PrhEvalError, suggestion
-from prh_eval.features.words import shared_bags
 from prh_eval.findings import Findings
 from prh_eval.harness.token_bags import kept_tokens
 from prh_eval.recording import report_record
@@ -106,22 +104,15 @@ def from_graphs(
         "pairs": model.header["pairs"],
         "reference": other.header,
         "model": model.header,
-        "controls": _controls(model, other, k),
+        # Those that need neither captions nor the model itself.
+        "controls": scored_controls(
+            other.graph,
+            k,
+            tokens=kept_tokens(model.header) if "tokenizer" in model.header else None,
+            relative=_relative(other, k),
+        ),
     }
     return Shown(Findings.model_validate(record | about), CACHE)
-
-
-def _controls(model: GraphArtifact, reference: GraphArtifact, k: int) -> dict[str, dict[str, Any]]:
-    """The controls that need neither captions nor the model itself."""
-    controls: dict[str, dict[str, Any]] = {}
-    tokens = kept_tokens(model.header) if "tokenizer" in model.header else None
-    if tokens is not None:
-        controls["shared_tokens"] = {"score": shared_bags(tokens, reference.graph, k)}
-    relative = _relative(reference, k)
-    if relative is not None:
-        grid = overlap(relative.graph.trimmed(k), reference.graph.trimmed(k), k)
-        controls["ceiling"] = {"score": float(grid.max()), "name": relative.header["reference"]}
-    return controls
 
 
 def _relative(reference: GraphArtifact, k: int) -> GraphArtifact | None:

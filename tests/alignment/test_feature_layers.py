@@ -9,9 +9,10 @@ from alignment.feature_examples import noise, related
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prh_eval.alignment.feature_layers import centered, normal, place, principal, unit_rows
+from prh_eval.alignment.feature_layers import centered, normal, place, principal
 from prh_eval.alignment.predictivity import linear_predictivity_grid
 from prh_eval.alignment.procrustes import procrustes_grid
+from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.similarity_analysis import rsa_grid
 from prh_eval.alignment.svcca import svcca_grid
 from prh_eval.alignment.triplets import triplets_grid
@@ -63,7 +64,7 @@ def test_constant_dimensions_become_zero_and_no_others():
 def test_rows_of_any_length_become_of_length_one():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-30, 0.0], [-6e30, 8e30]], dtype=torch.float64)
     expected = [[0.6, 0.8], [0.0, 0.0], [1.0, 0.0], [-0.6, 0.8]]
-    np.testing.assert_allclose(unit_rows(x, CPU).numpy(), expected, rtol=1e-15)
+    np.testing.assert_allclose(Rows(x, unit=True, device=CPU)[:].numpy(), expected, rtol=1e-15)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from harness.test_task import TASK, evaluate, lab, nearest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from harness.test_task import TASK, evaluate, lab, layer_features, nearest
 
 from prh_eval.errors import PrhEvalError
 from prh_eval.findings import Findings
@@ -32,21 +30,6 @@ def findings(run: dict[str, Any]) -> Findings:
     return Findings.model_validate(run["configs"][TASK]["metadata"]["alignment"])
 
 
-def features(model_folder: Path, names: list[str]) -> np.ndarray:
-    """Every layer of the model called on one name at a time: float64 (layers, n, dim)."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    rows = []
-    with torch.no_grad():
-        for name in names:
-            out = model(**tokenizer(name, return_tensors="pt"), output_hidden_states=True)
-            rows.append(torch.stack(out.hidden_states)[:, 0].double().mean(dim=1).numpy())
-    found = np.stack(rows, axis=1)
-    bound = np.sort(np.abs(found).ravel())[int(0.95 * found.size)]
-    found = np.clip(found, -bound, bound)
-    return found / np.linalg.norm(found, axis=-1, keepdims=True)
-
-
 def edges(neighbors: list[set[int]]) -> np.ndarray:
     table = np.zeros((len(neighbors), len(neighbors)))
     for item, theirs in enumerate(neighbors):
@@ -59,7 +42,7 @@ def test_the_null_is_that_of_the_best_layer_under_re_pairing(
 ) -> None:
     """Against dense adjacency matrices that NumPy permutes."""
     names = list(colors)[:N]
-    layers = [edges(nearest(x @ x.T, K)) for x in features(model_folder, names)]
+    layers = [edges(nearest(x @ x.T, K)) for x in layer_features(model_folder, names, "mean")]
     space = np.stack([lab(colors[name]) for name in names])
     reference = edges(nearest(-((space[:, None] - space[None]) ** 2).sum(-1), K))
     g = np.random.default_rng(0)
@@ -147,7 +130,7 @@ def test_another_metric_has_results_of_its_own_name(
     y = np.stack([lab(colors[name]) for name in names])
     y = y - y.mean(axis=0)
     expected = []
-    for x in features(model_folder, names):
+    for x in layer_features(model_folder, names, "mean"):
         x = x - x.mean(axis=0)
         shared = np.linalg.norm(x.T @ y) ** 2
         expected.append(shared / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)))

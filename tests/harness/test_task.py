@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,28 @@ def nearest(similarity: np.ndarray, k: int) -> list[set[int]]:
     return [set(row[:k].tolist()) for row in order]
 
 
-def brute_force(model_folder: Path, colors: dict[str, str], k: int, pooling: str) -> np.ndarray:
-    """The layer grid from the model called on one caption at a time, in NumPy float64."""
+def layer_features(model_folder: Path, names: Iterable[str], pooling: str) -> np.ndarray:
+    """Every layer of the model called on one caption at a time, as neighbours are ranked by.
+
+    Float64, shape (layers, n, dim).
+    """
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     rows = []
     with torch.no_grad():
-        for name in colors:
+        for name in names:
             out = model(**tokenizer(name, return_tensors="pt"), output_hidden_states=True)
             stack = torch.stack(out.hidden_states)[:, 0].double().numpy()
             rows.append(stack.mean(axis=1) if pooling == "mean" else stack[:, -1])
-    features = np.stack(rows, axis=1)  # layers, n, dim
+    features = np.stack(rows, axis=1)
     bound = np.sort(np.abs(features).ravel())[int(0.95 * features.size)]
     features = np.clip(features, -bound, bound)
-    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def brute_force(model_folder: Path, colors: dict[str, str], k: int, pooling: str) -> np.ndarray:
+    """The layer grid from the model called on one caption at a time, in NumPy float64."""
+    features = layer_features(model_folder, colors, pooling)
     space = np.stack([lab(code) for code in colors.values()])
     distance = ((space[:, None] - space[None]) ** 2).sum(-1)
     reference = nearest(-distance, k)

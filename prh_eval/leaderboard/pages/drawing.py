@@ -21,7 +21,7 @@ from prh_eval.leaderboard.pages.plots import Figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-_SETTINGS = {
+SETTINGS = {
     "font.family": "DejaVu Sans",  # which comes with matplotlib
     "font.size": 9,
     "svg.fonttype": "path",  # a reader's fonts would have other widths
@@ -110,7 +110,7 @@ def composed(board: Board, figure: Figure) -> Iterator[Canvas]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)  # type: ignore[arg-type]
+        matplotlib.rcParams.update(SETTINGS)  # type: ignore[arg-type]
         yield artists.compose(board, figure)
 
 
