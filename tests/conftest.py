@@ -12,7 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
+import torchvision_operators
 from hypothesis import settings
+
+torchvision_operators.declare()
 
 # Drawn inputs are judged by what comes out, never by the time it takes.
 settings.register_profile("prh_eval", deadline=None)

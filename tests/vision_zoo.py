@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,25 +134,3 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """An image of drawn pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-def _declare_torchvision() -> None:
-    """Let torchvision be imported where its extension was built for another torch.
-
-    Only its Python code is used here; without the names of these operators it does not import.
-    """
-    if importlib.util.find_spec("torchvision") is None:
-        return
-    try:
-        import torchvision  # noqa: F401
-    except (RuntimeError, AttributeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _kept.append(library)
-
-
-_kept: list[torch.library.Library] = []
-_declare_torchvision()

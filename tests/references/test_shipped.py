@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -162,16 +161,6 @@ def _timm() -> ModuleType:
     """The library; the test is skipped where it is not installed."""
     if importlib.util.find_spec("timm") is None:
         pytest.skip("timm is not installed")
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        # Built for another torch, it lacks its operators; timm's models use none of them.
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        globals()["_TORCHVISION"] = library  # it undoes itself when it is collected
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
     import timm
 
     module: ModuleType = timm
