@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prh_eval import __version__, store
-from prh_eval.alignment.filters import Similarity
+from prh_eval.alignment.frames import Similarity
 from prh_eval.alignment.graph import GRAPH_VERSION
 from prh_eval.alignment.preprocess import Protocol, validate_features
 from prh_eval.alignment.preprocess import protocol as named_protocol

@@ -193,9 +193,9 @@ def model_costs(
         values * BYTES[stored],
         items * layers * (k + 1) * index,
         items * layers * k * _NEIGHBOUR_BYTES,
-        # Beside the graph: which neighbours are present, three copies of the indices and of the
-        # rows' lengths, and the lengths once in 64 bits.
-        items * layers * (k * (_NEIGHBOUR_BYTES + 1 + 3 * index) + 8 + 3 * index),
+        # Beside the graph: the rows' lengths; of a layer the neighbours, which of them are present,
+        # and where 32 bits are not needed, the neighbours again in 16.
+        items * (layers * (k * _NEIGHBOUR_BYTES + index) + k * (_NEIGHBOUR_BYTES + index % 4)),
         search,
         layers * search.operations,
         received,

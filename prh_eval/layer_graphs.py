@@ -6,9 +6,9 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.filters import Similarity
+from prh_eval.alignment.frames import Similarity
 from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import Protocol, preprocess
 from prh_eval.alignment.rows import Rows
+from prh_eval.alignment.tiles import is_memory
 from prh_eval.errors import PrhEvalError
 from prh_eval.processes import Processes
 from prh_eval.store import GraphArtifact, read_artifact, write_artifact
@@ -190,7 +191,8 @@ def layer_graphs(
         The graph of all layers, on the CPU; None in processes other than the first.
 
     Raises:
-        PrhEvalError: If k is outside 1..n - 1, or the memory is too small.
+        PrhEvalError: If k is outside 1..n - 1, the memory is too small, or it runs out in spite of
+            the plan.
     """
     rows = None
     graphs: list[NeighborGraph] = []
@@ -199,14 +201,15 @@ def layer_graphs(
         if not processes.broadcast_object(graph is not None):
             if rows is None:
                 rows = _rows(features, protocol, similarity, processes)
-            graph = neighbor_graph(
-                rows[layer : layer + 1],
-                k,
-                similarity=similarity,
-                memory_bytes=memory_bytes,
-                device=processes.device,
-                sharing=processes,
-            )
+            with _told_of_memory(layer, processes):
+                graph = neighbor_graph(
+                    rows[layer : layer + 1],
+                    k,
+                    similarity=similarity,
+                    memory_bytes=memory_bytes,
+                    device=processes.device,
+                    sharing=processes,
+                )
             graph = NeighborGraph(graph.indices.cpu(), graph.tied.cpu(), k)
             if check:
                 check()
@@ -217,6 +220,21 @@ def layer_graphs(
         if progress:
             progress(layer + 1)
     return _stacked(graphs, k) if processes.first else None
+
+
+@contextmanager
+def _told_of_memory(layer: int, processes: Processes) -> Iterator[None]:
+    """A sentence where the memory of a process runs out; the others end with it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrhEvalError(
+            f"memory ran out on {processes.device} in the search of layer {layer} ({words}); "
+            "--memory should be smaller than what is free there"
+        ) from error
 
 
 def _rows(

@@ -68,10 +68,13 @@ class Processes:
         Args:
             device: Where this process computes; its current CUDA device by default, or the CPU
                 where there is none.
+
+        Raises:
+            PrhEvalError: If torch knows no such device, or nothing is computed there.
         """
         if device is None and torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device())
-        own = torch.device(device or "cpu")
+        own = _device(device or "cpu")
         if not _initialised():
             return cls(0, 1, 0, own)
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -267,11 +270,21 @@ def _launched() -> tuple[int, int, int]:
     return rank, world_size, local_rank
 
 
+def _device(given: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise PrhEvalError(f"there is no device {given!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise PrhEvalError("nothing is computed on the device meta; it should be as cpu or cuda")
+    return device
+
+
 def _own_device(
     device: str | torch.device | None, local_rank: int, world_size: int
 ) -> torch.device:
     """A device of its own for every process of a machine, where devices are several."""
-    wanted = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if wanted.type != "cuda" or world_size == 1:
         return wanted
     if wanted.index is not None and wanted.index != local_rank:

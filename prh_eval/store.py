@@ -8,16 +8,16 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
-import safetensors.numpy
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -33,8 +33,19 @@ FEATURES_FORMAT = "prh_eval.features/1"
 
 # Up to this many items an index, and the length of a row, fit into 16 bits.
 _MAX_UINT16_ITEMS = 1 << 16
-
-_Arrays = dict[str, npt.NDArray[Any]]
+# Bytes of an array that are read together to be hashed.
+_BLOCK_BYTES = 1 << 24
+# What safetensors calls NumPy's types.
+_TYPES = {
+    f"{letter}{8 * size}": np.dtype(f"{kind}{size}")
+    for letter, kind, sizes in (
+        ("U", "u", (1, 2, 4, 8)),
+        ("I", "i", (1, 2, 4, 8)),
+        ("F", "f", (2, 4, 8)),
+    )
+    for size in sizes
+}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 class ArtifactError(PrhEvalError):
@@ -80,6 +91,8 @@ def content_sha256(path: Path) -> str:
 def write_artifact(path: Path, artifact: GraphArtifact) -> None:
     """Write a file that is there whole or not at all, even if the process is killed.
 
+    Beside the graphs, no more than the neighbours of one layer are held.
+
     Args:
         path: Where to; folders are made as needed.
         artifact: What to write.
@@ -89,7 +102,8 @@ def write_artifact(path: Path, artifact: GraphArtifact) -> None:
         TypeError: If the header does not consist of JSON values.
         ValueError: If the header holds NaN or infinity.
     """
-    _write(path, _encode(artifact))
+    about = {"k": str(artifact.graph.k), "header": _canonical(artifact.header)}
+    _write(path, {"format": FORMAT, **about}, _graph_arrays(artifact.graph))
 
 
 def write_features(path: Path, layers: Sequence[Tensor], header: Mapping[str, Any]) -> None:
@@ -103,10 +117,13 @@ def write_features(path: Path, layers: Sequence[Tensor], header: Mapping[str, An
     Raises:
         OSError: If the folder cannot be written.
     """
-    arrays = {f"layer_{i:04}": layer.contiguous().numpy() for i, layer in enumerate(layers)}
-    metadata = {"format": FEATURES_FORMAT, "header": _canonical(header)}
-    metadata["sha256"] = _digest(metadata, arrays)
-    _write(path, safetensors.numpy.save(arrays, metadata))
+    arrays = {
+        f"layer_{i:04}": _Array(
+            layer[:0].numpy().dtype, tuple(layer.shape), map(np.ascontiguousarray, (layer.numpy(),))
+        )
+        for i, layer in enumerate(layers)
+    }
+    _write(path, {"format": FEATURES_FORMAT, "header": _canonical(header)}, arrays)
 
 
 @contextmanager
@@ -148,14 +165,18 @@ def save_artifact(path: Path, artifact: GraphArtifact) -> bool:
 def read_artifact(path: Path) -> GraphArtifact:
     """Read and verify an artifact.
 
+    Beside the graphs, no more than the neighbours of one layer are held.
+
     Raises:
         ArtifactError: If the file is missing, cut short, edited, of another format, or not ours.
     """
-    metadata, arrays = _verified(path, FORMAT)
-    try:
-        return _decode(metadata, arrays)
-    except (KeyError, ValueError) as error:
-        raise ArtifactError(f"{path} does not hold neighbour graphs: {error}") from error
+    file, metadata = _opened(path, FORMAT)
+    with file:
+        _verify(path, file, metadata)
+        try:
+            return GraphArtifact(_graph(file, int(metadata["k"])), json.loads(metadata["header"]))
+        except (KeyError, ValueError, safetensors.SafetensorError) as error:
+            raise ArtifactError(f"{path} does not hold neighbour graphs: {error}") from error
 
 
 def read_features(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
@@ -164,8 +185,10 @@ def read_features(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
     Raises:
         ArtifactError: If the file is missing, cut short, edited, of another format, or not ours.
     """
-    metadata, arrays = _verified(path, FEATURES_FORMAT)
-    layers = [torch.from_numpy(arrays[name]) for name in sorted(arrays)]
+    file, metadata = _opened(path, FEATURES_FORMAT)
+    with file:
+        _verify(path, file, metadata)
+        layers = [torch.from_numpy(file.get_tensor(name)) for name in sorted(file.keys())]
     return layers, json.loads(metadata["header"])
 
 
@@ -175,7 +198,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ArtifactError: If the file is missing, cut short, of another format, or not ours.
     """
-    return _opened(path, FORMAT, arrays=False)[0]
+    return _opened(path, FORMAT)[1]
 
 
 @contextmanager
@@ -213,30 +236,70 @@ def _warn_once(folder: str, reason: str) -> None:
     )
 
 
-def _write(path: Path, data: bytes) -> None:
+# ---------------------------------------------------------------- files, a part at a time
+
+
+class _Array(NamedTuple):
+    """An array that is made while it is written."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    blocks: Iterable[npt.NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def _write(path: Path, metadata: Mapping[str, str], arrays: Mapping[str, _Array]) -> None:
+    """Write arrays block by block, and their checksum, known then, where room is left for it."""
+    digest = _begun(metadata, {name: (x.dtype, x.shape) for name, x in arrays.items()})
     with locked(path):
         # We hold the lock, so any temporary of this file was left behind by a killed process.
         for leftover in path.parent.glob(f".{path.name}.*.tmp"):
             leftover.unlink(missing_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(data)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            begins = len(_head(metadata, digest.hexdigest(), arrays))
+            offsets = _offsets(arrays)
+            for name in sorted(arrays):
+                file.seek(begins + offsets[name])
+                for block in arrays[name].blocks:
+                    digest.update(block.data)
+                    file.write(block.data)
+                    del block  # before the next one is made
+            file.seek(0)
+            file.write(_head(metadata, digest.hexdigest(), arrays))
 
 
-def _verified(path: Path, format_: str) -> tuple[dict[str, str], _Arrays]:
-    """A file's metadata and arrays, if its checksum fits them."""
-    metadata, arrays = _opened(path, format_, arrays=True)
-    if metadata.get("sha256") != _digest(metadata, arrays):
-        raise ArtifactError(f"{path} was edited or damaged: its checksum does not fit its content")
-    return metadata, arrays
+def _head(metadata: Mapping[str, str], sha256: str, arrays: Mapping[str, _Array]) -> bytes:
+    """The beginning of a safetensors file: the length of a JSON header, and the header."""
+    header: dict[str, Any] = {"__metadata__": {**metadata, "sha256": sha256}}
+    for name, start in _offsets(arrays).items():
+        array = arrays[name]
+        header[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [start, start + array.nbytes],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
-def _opened(path: Path, format_: str, *, arrays: bool) -> tuple[dict[str, str], _Arrays]:
-    """A file's metadata and, if wanted, its arrays."""
+def _offsets(arrays: Mapping[str, _Array]) -> dict[str, int]:
+    """Where each array begins: those of the widest types first, so that all are aligned."""
+    offsets, end = {}, 0
+    for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
+        offsets[name] = end
+        end += arrays[name].nbytes
+    return offsets
+
+
+def _opened(path: Path, format_: str) -> tuple[Any, dict[str, str]]:
+    """A file, of which nothing but the header is read yet, and its metadata."""
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = file.keys() if arrays else ()
-            found = {name: file.get_tensor(name) for name in names}
+        file: Any = safetensors.safe_open(path, framework="numpy")
+        metadata = file.metadata() or {}
     except FileNotFoundError:
         raise ArtifactError(f"there is no artifact {path}") from None
     except OSError as error:
@@ -246,61 +309,104 @@ def _opened(path: Path, format_: str, *, arrays: bool) -> tuple[dict[str, str], 
     if metadata.get("format") != format_:
         found_format = repr(metadata["format"]) if "format" in metadata else "none"
         raise ArtifactError(f"{path} has the format {found_format}; this version reads {format_!r}")
-    return metadata, found
+    return file, metadata
+
+
+def _verify(path: Path, file: Any, metadata: Mapping[str, str]) -> None:
+    """Refuse a file whose checksum does not fit it."""
+    arrays = {name: file.get_slice(name) for name in sorted(file.keys())}
+    kinds = {name: (_TYPES.get(x.get_dtype()), x.get_shape()) for name, x in arrays.items()}
+    digest = _begun(metadata, kinds)
+    for array in arrays.values():
+        for block in _blocks(array):
+            digest.update(block.data)
+    if metadata.get("sha256") != digest.hexdigest():
+        raise ArtifactError(f"{path} was edited or damaged: its checksum does not fit its content")
+
+
+def _blocks(array: Any) -> Iterator[npt.NDArray[Any]]:
+    """An array of a file in blocks of rows."""
+    count, *row = array.get_shape()
+    rows = max(1, _BLOCK_BYTES // max(1, 8 * prod(row)))
+    for start in range(0, count, rows):
+        yield np.ascontiguousarray(array[start : min(start + rows, count)])
+
+
+def _begun(metadata: Mapping[str, str], kinds: Mapping[str, tuple[Any, Sequence[int]]]) -> Any:
+    """SHA-256 over everything in a file but itself, up to the arrays, in the order of names."""
+    described = {key: value for key, value in metadata.items() if key != "sha256"}
+    shapes = {name: [str(dtype), list(shape)] for name, (dtype, shape) in kinds.items()}
+    return hashlib.sha256(_canonical([described, shapes]).encode("ascii"))
 
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _encode(artifact: GraphArtifact) -> bytes:
+# ---------------------------------------------------------------- graphs, a layer at a time
+
+
+def _graph_arrays(graph: NeighborGraph) -> dict[str, _Array]:
     """Rows end to end without their padding: one row of many ties does not widen all others."""
-    graph = artifact.graph
-    indices = graph.indices.detach().cpu().numpy()
-    present = indices >= 0
-    # Ties are rare, so where they are takes less room than whether there is one.
-    tied = np.flatnonzero(graph.tied.detach().cpu().numpy()[present])
-    small = tied.size == 0 or tied[-1] <= np.iinfo(np.int32).max
+    layers = range(graph.layers)
     short = graph.n <= _MAX_UINT16_ITEMS
-    arrays = {
-        "indices": indices[present].astype(np.uint16 if short else np.int32),
-        "lengths": present.sum(axis=2).astype(np.uint16 if short else np.int32),
-        "tied": tied.astype(np.int32 if small else np.int64),
+    index = np.dtype(np.uint16 if short else np.int32)
+    lengths = np.empty((graph.layers, graph.n), dtype=index)
+    starts, last, count = [0], 0, 0
+
+    def rows(layer: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Neighbours, and which of them are none."""
+        found: npt.NDArray[np.int32] = graph.indices[layer].detach().cpu().numpy()
+        return found, found >= 0
+
+    def neighbours(layer: int) -> npt.NDArray[Any]:
+        found, present = rows(layer)
+        return found[present].astype(index, copy=False)
+
+    def ties(layer: int) -> npt.NDArray[np.int64]:
+        # They are rare, so where they are takes less room than whether there is one.
+        tied = graph.tied[layer].detach().cpu().numpy()[rows(layer)[1]]
+        return starts[layer] + np.flatnonzero(tied)
+
+    for layer in layers:
+        lengths[layer] = np.count_nonzero(rows(layer)[1], axis=1)
+        starts.append(starts[-1] + int(lengths[layer].sum()))
+        if (found := ties(layer)).size:
+            count, last = count + found.size, int(found[-1])
+    tie = np.dtype(np.int32 if last <= np.iinfo(np.int32).max else np.int64)
+    return {
+        "indices": _Array(index, (starts[-1],), map(neighbours, layers)),
+        "lengths": _Array(index, lengths.shape, (lengths,)),
+        "tied": _Array(tie, (count,), (ties(layer).astype(tie) for layer in layers)),
     }
-    metadata = {"format": FORMAT, "k": str(graph.k), "header": _canonical(artifact.header)}
-    metadata["sha256"] = _digest(metadata, arrays)
-    return safetensors.numpy.save(arrays, metadata)
 
 
-def _decode(metadata: Mapping[str, str], arrays: _Arrays) -> GraphArtifact:
-    stored, ties = arrays["indices"], arrays["tied"]
-    lengths = arrays["lengths"].astype(np.int64)
-    k = int(metadata["k"])
-    if (stored.ndim, lengths.ndim, ties.ndim) != (1, 2, 1) or lengths.sum() != stored.size:
-        raise ValueError(f"its {stored.size} indices do not make rows of the lengths it says")
-    n, width = lengths.shape[1], int(lengths.max(initial=0))
-    if not 1 <= k <= min(int(lengths.min(initial=n)), n - 1):
+def _graph(file: Any, k: int) -> NeighborGraph:
+    stored, lengths, ties = file.get_slice("indices"), *map(file.get_tensor, ("lengths", "tied"))
+    shape = stored.get_shape()
+    if (len(shape), lengths.ndim, ties.ndim) != (1, 2, 1) or lengths.sum() != shape[0]:
+        raise ValueError(f"its {prod(shape)} indices do not make rows of the lengths it says")
+    n, width = lengths.shape[1], int(lengths.max())
+    if not 1 <= k <= min(int(lengths.min()), n - 1):
         raise ValueError(f"its k is {k} where it has {n} items and rows of {lengths.min()}")
-    if not 0 <= stored.min() <= stored.max() < n:
-        raise ValueError(f"an index is outside 0..{n - 1}")
-    if ties.size and not 0 <= ties.min() <= ties.max() < stored.size:
+    in_order = bool((ties[1:] > ties[:-1]).all())
+    if ties.size and not (in_order and ties[0] >= 0 and ties[-1] < shape[0]):
         raise ValueError("a tie is outside the graph")
-    present = np.arange(width) < lengths[..., None]
-    indices = np.full(present.shape, -1, dtype=np.int32)
-    indices[present] = stored
-    tied_stored = np.zeros(stored.size, dtype=np.bool_)
-    tied_stored[ties] = True
-    tied = np.zeros(present.shape, dtype=np.bool_)
-    tied[present] = tied_stored
-    graph = NeighborGraph(torch.from_numpy(indices), torch.from_numpy(tied), k)
-    return GraphArtifact(graph, json.loads(metadata["header"]))
+    indices = np.full((*lengths.shape, width), -1, dtype=np.int32)
+    tied = np.zeros(indices.shape, dtype=np.bool_)
+    ends = [0, *lengths.sum(axis=1, dtype=np.int64).cumsum().tolist()]
 
+    def place(layer: int) -> None:
+        start, stop = ends[layer : layer + 2]
+        neighbours = stored[start:stop]
+        if not 0 <= neighbours.min() <= neighbours.max() < n:
+            raise ValueError(f"an index is outside 0..{n - 1}")
+        marked = np.zeros(neighbours.size, dtype=np.bool_)
+        marked[ties[slice(*np.searchsorted(ties, (start, stop)))] - start] = True
+        present = np.arange(width) < lengths[layer][:, None]
+        indices[layer][present] = neighbours
+        tied[layer][present] = marked
 
-def _digest(metadata: Mapping[str, str], arrays: _Arrays) -> str:
-    """SHA-256 over everything in the file but itself."""
-    described = {key: value for key, value in metadata.items() if key != "sha256"}
-    shapes = {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()}
-    digest = hashlib.sha256(_canonical([described, shapes]).encode("ascii"))
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    for layer in range(len(lengths)):
+        place(layer)
+    return NeighborGraph(torch.from_numpy(indices), torch.from_numpy(tied), k)

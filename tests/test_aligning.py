@@ -19,6 +19,7 @@ from aligning_worlds import (
     brute_force_grid,
     compared,
     drawn,
+    runs_out_of_memory,
     save,
 )
 from kept_graphs import features as values
@@ -402,6 +403,22 @@ def test_processes_align_as_one_does(
         one, other = (store.read_artifact(folder / name).graph for folder in folders)
         assert torch.equal(one.indices, other.indices)
         assert torch.equal(one.tied, other.tied)
+
+
+def test_memory_that_runs_out_in_one_process_is_one_sentence_in_all(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ended = world(runs_out_of_memory, 2, tmp_path)
+    assert [each.status for each in ended] == [2, 2], ended
+    reason = (
+        "memory ran out on cpu in the search of layer 1 (CUDA out of memory. Tried to allocate 2 "
+        "GiB.); --memory should be smaller than what is free there"
+    )
+    assert ended[1].lines[-1] == f"prh-eval: error: {reason}"
+    assert ended[0].lines[-1] == f"prh-eval: error: process 1 of 2 stopped: {reason}"
+    assert not any("Traceback" in each.stderr for each in ended)
+    (part,) = (tmp_path / "cache" / "aligned" / "unfinished").glob("*/*.safetensors")
+    assert part.name.startswith("000000")
 
 
 def test_machines_with_different_files_are_told(tmp_path: Path) -> None:

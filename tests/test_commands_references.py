@@ -207,7 +207,7 @@ def test_every_option_reaches_the_build(
         seen.update(options, captions=pairs.captions[0])
         raise PrhEvalError("far enough")
 
-    monkeypatch.setattr("prh_eval.references.build.reference_artifact", build)
+    monkeypatch.setattr("prh_eval.references.build.shared_reference_artifact", build)
     options = ["--device", "cpu", "--batch-size", "3", "--workers", "0", "--k", "7", "--rebuild"]
     options += ["--protocol", "unclipped", "--features", "f.safetensors", "--trust-remote-code"]
     options += ["--memory", "2GB"]
@@ -218,7 +218,6 @@ def test_every_option_reaches_the_build(
         assert seen == {
             "captions": captions,
             "memory_bytes": 2_000_000_000,
-            "device": "cpu",
             "batch_size": 3,
             "workers": 0,
             "k": 7,

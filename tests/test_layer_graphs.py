@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,27 @@ def test_no_graph_is_kept_whose_check_fails(tmp_path: Path, searched: list[int])
     with pytest.raises(PrhEvalError, match="changed"):
         graphs(layers, 4, parts=GraphParts(tmp_path, definition, 4), check=check)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["000000.layer.safetensors"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory.\nMore")])
+def test_memory_that_runs_out_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "neighbor_graph", search)
+    words = "MemoryError" if isinstance(error, MemoryError) else "CUDA out of memory."
+    expected = f"memory ran out on cpu in the search of layer 0 ({words}); --memory should be"
+    with pytest.raises(PrhEvalError, match=re.escape(expected)):
+        graphs(drawn(1, 20, 4, 1), 3)
+
+
+def test_a_defect_is_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(module, "neighbor_graph", search)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        graphs(drawn(1, 20, 4, 1), 3)
 
 
 # Fingerprints

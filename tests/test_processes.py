@@ -131,6 +131,20 @@ def test_each_of_several_processes_has_the_device_of_its_local_rank(
         assert chosen == [found] * (found.type == "cuda")
 
 
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("meta", "nothing is computed on the device meta; it should be as cpu or cuda"),
+        (torch.device("meta"), "nothing is computed on the device meta"),
+        ("banana", "there is no device 'banana': "),
+    ],
+)
+def test_where_nothing_is_computed_is_refused(device: str | torch.device, words: str) -> None:
+    for use in (Processes.current, lambda given: _own_device(given, 0, 1)):
+        with pytest.raises(PrhEvalError, match=words):
+            use(device)
+
+
 # Several
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from prh_eval.store import (
     GraphArtifact,
     fingerprint,
     read_artifact,
+    read_features,
     save_artifact,
     write_artifact,
+    write_features,
 )
 
 
@@ -51,6 +54,16 @@ def make_graph(layers: int, n: int, k: int, extra: int = 0, seed: int = 0) -> Ne
 
 def make_artifact(seed: int = 0) -> GraphArtifact:
     return GraphArtifact(make_graph(2, 7, 3, 2, seed), {"made_from": {"seed": seed}, "x": [None]})
+
+
+def checksum(metadata: dict[str, str], arrays: dict[str, np.ndarray]) -> str:
+    """The one that a file of these says: of its metadata, types and shapes, and all values."""
+    rest = {key: value for key, value in metadata.items() if key != "sha256"}
+    kinds = {name: [str(x.dtype), list(x.shape)] for name, x in arrays.items()}
+    head = json.dumps([rest, kinds], sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(
+        head + b"".join(arrays[name].tobytes() for name in sorted(arrays))
+    ).hexdigest()
 
 
 def assert_same(a: GraphArtifact, b: GraphArtifact) -> None:
@@ -106,6 +119,55 @@ def test_indices_around_the_limit_of_16_bits(tmp_path: Path, n: int) -> None:
     write_artifact(path, artifact)
     assert_same(read_artifact(path), artifact)
     assert path.stat().st_size == pytest.approx(n * 2 * (2 if n == 65_536 else 4), rel=0.01)
+
+
+def test_a_file_is_one_that_the_library_would_write(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_artifact(path, make_artifact())
+    # As few items need 16 bits for an index and 32 for where a tie is, and the wider comes first.
+    arrays = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    again = safetensors.numpy.save(arrays, metadata)
+    content = path.read_bytes()
+    assert len(content) == len(again)
+    begins = 8 + int.from_bytes(content[:8], "little")
+    assert content[begins:] == again[begins:]
+    heads = [json.loads(each[8:begins]) for each in (content, again)]
+    assert heads[0] == heads[1]
+    assert metadata["sha256"] == checksum(metadata, arrays)
+
+
+def test_one_layer_at_a_time_is_written_and_read(tmp_path: Path) -> None:
+    layers, n, k = 16, 3000, 20
+    indices = torch.arange(n, dtype=torch.int32)[None, :, None].repeat(layers, 1, k)
+    tied = torch.zeros(layers, n, k, dtype=torch.bool)
+    tied[:, ::9, 3] = True
+    artifact = GraphArtifact(NeighborGraph(indices, tied, k))
+    path, layer, peaks = tmp_path / "a.safetensors", 5 * n * k, []
+    for run in (lambda: write_artifact(path, artifact), lambda: read_artifact(path)):
+        tracemalloc.start()
+        run()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    lengths = 2 * layers * n
+    assert peaks[0] < lengths + 2 * layer
+    assert peaks[1] < layers * layer + lengths + 2 * layer
+
+
+def test_features_are_written_a_layer_at_a_time(tmp_path: Path) -> None:
+    layers = [torch.randn(2, 5000, 8)[index] for index in (0, 1)] * 4
+    transposed = [layer.T for layer in layers]
+    tracemalloc.start()
+    write_features(tmp_path / "a.safetensors", transposed, {"x": 1})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * layers[0].nbytes
+    found, header = read_features(tmp_path / "a.safetensors")
+    assert header == {"x": 1}
+    assert all(map(torch.equal, found, transposed))
+    loaded = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(loaded["layer_0007"], transposed[7].numpy())
 
 
 def test_size_of_the_papers_reference(tmp_path: Path) -> None:
@@ -221,6 +283,9 @@ def test_foreign_files(tmp_path: Path) -> None:
         lambda arrays, metadata: arrays.update(indices=arrays["indices"] + np.uint16(7)),
         lambda arrays, metadata: arrays.update(indices=arrays["indices"][1:]),
         lambda arrays, metadata: arrays.update(tied=np.array([10**6], dtype=np.int32)),
+        lambda arrays, metadata: arrays.update(tied=np.array([-1], dtype=np.int32)),
+        lambda arrays, metadata: arrays.update(tied=np.array([5, 4], dtype=np.int32)),
+        lambda arrays, metadata: arrays.update(lengths=arrays["lengths"][:0]),
         lambda arrays, metadata: arrays.pop("tied"),
         lambda arrays, metadata: arrays.update(lengths=arrays["lengths"][0]),
         lambda arrays, metadata: metadata.update(k="7"),
@@ -236,7 +301,7 @@ def test_a_graph_that_cannot_be_is_refused_in_spite_of_its_checksum(
         arrays = {name: file.get_tensor(name) for name in ("indices", "lengths", "tied")}
         metadata = dict(file.metadata())
     spoil(arrays, metadata)
-    metadata["sha256"] = store._digest(metadata, arrays)
+    metadata["sha256"] = checksum(metadata, arrays)
     safetensors.numpy.save_file(arrays, path, metadata)
     with pytest.raises(ArtifactError, match="does not hold neighbour graphs"):
         read_artifact(path)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from prh_eval.alignment.filters import output_error
 
-# Columns are looked at in groups, by their largest value: at least as many, of at most so many.
-_GROUPS = 64
+# Neighbours are looked at in groups, by their largest value. The first are many and small, since
+# much of the first tile is near; larger groups of these are enough for a first floor.
+_FIRST_SIZE = 8
 _GROUP_SIZE = 32
+_GROUPS = 64
 # Found values a row, on average, that wait before they are sorted in, and in how many parts.
 _WAITING = 8
 _PARTS = 16
@@ -46,6 +48,8 @@ class Candidates:
         self._indices = error.new_full((len(error), keep), -1, dtype=torch.int32)
         self._started = self._settled = False
         self._wanted = error.new_full((len(error),), -torch.inf)
+        # The last that is kept where there may have been more; what is dropped is no larger.
+        self._least = error.new_full((len(error),), -torch.inf, dtype=torch.float32)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
 
@@ -57,59 +61,62 @@ class Candidates:
             offset: Number of the first of these neighbours.
             items_first: Which of the two shapes.
         """
+        self._make_room()
         axis = int(items_first)
         count = values.shape[axis]
-        groups = max(_GROUPS, count // _GROUP_SIZE)
-        size = max(count // groups, 1)
+        size = min(_GROUP_SIZE if self._started else _FIRST_SIZE, max(count // _GROUPS, 1))
         whole = count - count % size
-        if whole < count:
-            self.add(
-                values.narrow(axis, whole, count - whole), offset + whole, items_first=items_first
-            )
-            values, count = values.narrow(axis, 0, whole), whole
         # Members of a group are a stride apart, so that their maximum is one of whole rows.
-        stride = count // size
-        grouped = torch.unflatten(values, axis, (size, stride))
+        stride = whole // size
+        grouped = torch.unflatten(values.narrow(axis, 0, whole), axis, (size, stride))
         largest = grouped.amax(dim=axis)
-        if not items_first:
-            largest = largest.T.contiguous()
+        # Comparisons are faster in float32.
+        largest = (largest if items_first else largest.T.contiguous()).float()
         if not self._started:
             self._start(largest)
         floor = self._floor()
         reached = (largest >= floor[:, None]).nonzero()
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
+            self._make_room()
             item, group = some.T
             near = grouped[item, :, group] if items_first else grouped[:, group, item].T
-            hit, member = (near >= floor[item, None]).nonzero(as_tuple=True)
-            found = near[hit, member].float()
-            index = (member * stride + group[hit] + offset).to(torch.int32)
-            self._waiting.append((item[hit], index, found))
+            near = near.float().reshape(-1)
+            least = floor.index_select(0, item).repeat_interleave(size)
+            found = (near >= least).nonzero().squeeze(1)
+            hit = found // size
+            index = (found - hit * size) * stride + group.index_select(0, hit) + offset
+            part = item.index_select(0, hit), index.to(torch.int32), near.index_select(0, found)
+            self._waiting.append(part)
             self._count += len(found)
-            if len(self._waiting) == _PARTS or self._count > _WAITING * len(self._values):
-                self._settle()
+        if whole < count:
+            rest = values.narrow(axis, whole, count - whole)
+            self.add(rest, offset + whole, items_first=items_first)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """What was gathered.
 
         Returns:
-            int32, shape (items, keep): numbers of the neighbours, without order; bool, the same
+            int32, shape (items, kept): numbers of the neighbours, without order; bool, the same
             shape: which of them are wanted, at least k of every item that has so many; and float64,
             shape (items,): a bound that the true values of all others are not above.
         """
-        self._settle()
-        wanted = (self._values >= self._floor().float()[:, None]) & (self._indices >= 0)
-        last = self._values[:, -1].double()
-        dropped = last + output_error(last, self._dtype) + self._error
+        self._settle(last=True)
+        wanted = (self._values >= self._floor()[:, None]) & (self._indices >= 0)
+        least = self._least.double()
+        dropped = least + output_error(least, self._dtype) + self._error
         bound = self._wanted + self._error
-        bound = torch.where(last.isinf(), bound, bound.maximum(dropped))
+        bound = torch.where(least.isinf(), bound, bound.maximum(dropped))
         return self._indices, wanted, bound
 
     def _start(self, largest: Tensor) -> None:
         """A first floor: k groups whose largest values are at least this hold k such values."""
         self._started = True
+        enough = max(_GROUPS, 2 * self._k)
+        while largest.shape[1] % 2 == 0 and largest.shape[1] // 2 >= enough:
+            largest = torch.unflatten(largest, 1, (2, -1)).amax(dim=1)
         if largest.shape[1] >= self._k:
-            self._raise(largest.float().topk(self._k, dim=1).values[:, -1])
+            self._raise(largest.topk(self._k, dim=1).values[:, -1])
 
     def _raise(self, kth: Tensor) -> None:
         """A new T."""
@@ -119,12 +126,16 @@ class Candidates:
 
     def _floor(self) -> Tensor:
         """What a seen value must at least be. Rounding keeps order, so the floor is rounded too."""
-        floor = torch.maximum(self._wanted.float(), self._values[:, -1]).to(self._dtype)
+        floor = torch.maximum(self._wanted.float(), self._least).to(self._dtype)
         # An item itself is at -inf, and never wanted.
-        return floor.clamp(min=torch.finfo(self._dtype).min)
+        return floor.clamp(min=torch.finfo(self._dtype).min).float()
 
-    def _settle(self) -> None:
-        """Sort in what waits."""
+    def _make_room(self) -> None:
+        if len(self._waiting) == _PARTS or self._count > _WAITING * len(self._values):
+            self._settle()
+
+    def _settle(self, *, last: bool = False) -> None:
+        """Sort in what waits; the last of it may stay as it is if that is not too long."""
         if not self._waiting:
             return
         # One part is in the order of the items.
@@ -139,7 +150,8 @@ class Candidates:
             order = order[item[order].argsort(stable=True)]
             item, index, value = item[order], index[order], value[order]
         place = torch.arange(len(item), device=item.device) - (count.cumsum(0) - count)[item]
-        if longest > _LONG * keep:
+        whole = longest <= _LONG * keep
+        if not whole:
             kept = place < keep
             item, index, value, place = item[kept], index[kept], value[kept], place[kept]
             longest = keep
@@ -149,7 +161,11 @@ class Candidates:
         indices = self._indices.new_full((len(count), width), -1)
         values[:, :held], indices[:, :held] = self._values[:, :held], self._indices[:, :held]
         values[item, held + place], indices[item, held + place] = value, index
+        if last and whole and width <= 2 * keep:
+            self._values, self._indices = values, indices
+            return
         self._values, chosen = values.topk(keep, dim=1)
         self._indices = indices.gather(1, chosen)
+        self._least = self._values[:, -1]
         self._settled = True
         self._raise(self._values[:, self._k - 1])

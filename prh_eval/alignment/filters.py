@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.rows import Rows
-from prh_eval.alignment.sharing import Sharing
-
-Similarity = Literal["cosine", "euclidean"]
+from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
 
 # Relative error of a sum of products in float32, a term: in any order, truncated rather than
 # rounded, as matrix units of accelerators do (2^-24 is that of rounding).
 _SUMMING = 2.0**-22
 # The error bounds are computed in floating point themselves, with far less error than this.
 _INFLATED = 1.001
-# What squares and products are scaled to; float16 reaches 65,504.
-_LARGEST = 2.0**13
 # Matrix units like multiples of it.
 _MULTIPLE = 32
 # Whether a product of float16 can be had in float32 (torch 2.8, on CUDA).
@@ -29,111 +20,7 @@ HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-unty
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 1.01 * 2.0**-8, torch.float16: 1.01 * 2.0**-11}
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """A layer, and what the nearness of its items is measured from.
-
-    Without the mean of the items, m, what is left to round is small even where all items point
-    the same way. With d = x - m the nearness of two items is f_ij = d_i.d_j + b_i + b_j, where
-
-    - cosine: b = d.m, so that f is the inner product of the unit rows less m.m;
-    - Euclidean: b = -|d|^2 / 2, so that f is -1/2 of the squared distance.
-
-    Attributes:
-        rows: The layer, n items.
-        similarity: Which nearness.
-        mean: m, float64, shape (dim,).
-        scale: What ties are relative to: 1 for cosine, the largest squared distance from the mean
-            for Euclidean.
-        offsets: b of all items, float64, shape (n,), where ``rows`` are d already; else None.
-    """
-
-    rows: Rows
-    similarity: Similarity
-    mean: Tensor
-    scale: float
-    offsets: Tensor | None = None
-
-    @property
-    def factor(self) -> float:
-        """The power of 2 that d is multiplied with to be within the range of every type."""
-        # Of rows of length 1, squares and products of d are below 4.
-        largest = 4.0 if self.similarity == "cosine" else self.scale
-        if largest == 0:
-            return 1.0
-        # Its square is a float64 too.
-        return 2.0 ** min(math.floor((math.log2(_LARGEST) - math.log2(largest)) / 2), 500)
-
-    def scaled(self, value: float) -> float:
-        """A nearness in the units of products."""
-        return value * self.factor * self.factor
-
-    def centred(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """D and b of some rows: float64, shapes (rows, dim) and (rows,)."""
-        if self.offsets is not None:
-            return self.rows[index], self.offsets[index]
-        d = self.rows[index] - self.mean
-        if self.similarity == "cosine":
-            return d, d @ self.mean
-        return d, torch.linalg.vecdot(d, d) / -2
-
-
-def frame(
-    rows: Rows, similarity: Similarity, block: int, sharing: Sharing, *, own: bool = False
-) -> Frame:
-    """Measure a layer: its mean and its scale.
-
-    Args:
-        rows: n items.
-        similarity: Which nearness; for cosine the rows must have length 1 or 0.
-        block: Rows that are held in float64 at a time.
-        sharing: The processes that share the items.
-        own: Whether what is held may be changed: for distances the mean is then taken off it.
-
-    Raises:
-        ValueError: If a value is not finite, or rows are not of length 1 where similarity is
-            cosine.
-    """
-    share = sharing.rows(len(rows))
-    parts = [*rows.blocks(block, share.start, share.stop)]
-    total = torch.zeros(rows.dim, dtype=torch.float64, device=rows.place)
-    unit = True
-    for part in parts:
-        x = rows[part]
-        total += x.new_ones(len(x)) @ x
-        if similarity == "cosine" and not rows.unit:
-            squares = torch.linalg.vecdot(x, x)
-            unit = unit and bool(((squares == 0) | ((squares - 1).abs() < 2e-5)).all())
-    mean = sharing.all_gather(total[None]).sum(dim=0) / len(rows)
-    if not torch.isfinite(mean).all():
-        bad = (part.start + int(row) for part in parts for row in _not_finite(rows[part]))
-        raise ValueError(
-            f"neighbours need finite features, and item {next(bad, 'unknown')} is not; call "
-            "validate_features first"
-        )
-    if not unit:
-        raise ValueError("cosine neighbours need rows of length 1; call preprocess first")
-    if similarity == "cosine":
-        return Frame(rows, similarity, mean, 1.0)
-    largest = torch.zeros((), dtype=torch.float64, device=rows.place)
-    for part in parts:
-        largest = largest.maximum((rows[part] - mean).square().sum(dim=1).max())
-    scale = float(sharing.all_gather(largest[None]).max())
-    if not math.isfinite(scale):
-        raise ValueError("neighbours need features whose squared distances are finite")
-    if not (own and rows.made):
-        return Frame(rows, similarity, mean, scale)
-    # Distances are of d alone, so that it takes the place of what is held.
-    rows.stored.sub_(mean)
-    offsets = torch.cat([torch.linalg.vecdot(d, d) for d in torch.split(rows.stored, block)]) / -2
-    return Frame(rows, similarity, mean, scale, offsets)
-
-
-def _not_finite(x: Tensor) -> Tensor:
-    return (~torch.isfinite(x)).any(dim=1).nonzero().squeeze(1)
-
-
-def copied(frame: Frame, index: slice | Tensor, matrix: Tensor) -> Tensor:
+def copied(frame: Frame, index: slice, matrix: Tensor, held: Single | None = None) -> Tensor:
     """Write some rows in low precision: d rounded, then b in pieces, ones, and zeros.
 
     All of it is times the frame's factor, so that products are times its square. The product of
@@ -143,28 +30,41 @@ def copied(frame: Frame, index: slice | Tensor, matrix: Tensor) -> Tensor:
         frame: The layer.
         index: Which rows.
         matrix: Where to; shape (rows, P) of float32, bfloat16 or float16.
+        held: Where to keep the rows in float32 too, if anywhere.
 
     Returns:
-        Statistics, float64, shape (4, rows): e = |d - d rounded|, a = |d rounded|, what the pieces
-        leave of b, and |b|.
+        Statistics, float64, shape (5, rows): e = |d - d rounded|, a = |d rounded|, how far the
+        pieces may be from b, |b|, and |d - d in float32|.
     """
-    d, b = frame.centred(index)
     dim, pieces = frame.rows.dim, _pieces(matrix.dtype)
-    # In the range of float32 first: what is stored may be of any magnitude.
-    single = d.mul_(frame.factor).float() if frame.offsets is None else (d * frame.factor).float()
-    matrix[:, :dim] = single
+    d, b = frame.single(index, None if held is None else held.parts)
+    lengths, rounded = [], []
+    for columns_, single in zip(parts(dim), d, strict=True):
+        matrix[:, columns_] = single
+        low = single
+        if matrix.dtype != torch.float32:
+            low = matrix[:, columns_].float()
+            rounded.append(torch.linalg.vector_norm(single - low, dim=1))
+        lengths.append(torch.linalg.vector_norm(low, dim=1))
+    length = _joined(lengths)
+    e = lost = frame.single_error(length)
+    if rounded:
+        e = lost + _joined(rounded)
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
     matrix[:, dim + 2 * pieces :] = 0
+    if held is not None:
+        held.offsets[index] = b
     b = rest = b * frame.factor * frame.factor
     for piece in range(pieces):
         matrix[:, dim + piece] = rest
         rest = rest - matrix[:, dim + piece].double()
-    low = matrix[:, :dim].float()
-    length = torch.linalg.vector_norm(low, dim=1).double()
-    lost = 2.0**-23 * length
-    if matrix.dtype != torch.float32:
-        lost = lost + torch.linalg.vector_norm(single.sub_(low), dim=1).double()
-    return torch.stack([lost, length, rest.abs(), b.abs()]) * _INFLATED
+    rest = rest.abs() + frame.offset_error(lost, length + e)
+    return torch.stack([e, length, rest, b.abs(), lost]) * _INFLATED
+
+
+def _joined(lengths: list[Tensor]) -> Tensor:
+    """Lengths of rows from those of their parts."""
+    return torch.stack(lengths).double().square().sum(dim=0).sqrt()
 
 
 def turn(matrix: Tensor, dim: int) -> Tensor:
@@ -188,18 +88,47 @@ def bounds(stats: Tensor, largest: Tensor, width: int) -> Tensor:
     in any order of the sum; a product that is itself rounded adds :func:`output_error`.
 
     Args:
-        stats: float64, shape (4, rows), of the rows.
-        largest: float64, shape (4,): the largest of every statistic over all items.
+        stats: float64, shape (5, rows), of the rows.
+        largest: float64, shape (5,): the largest of every statistic over all items.
         width: P.
 
     Returns:
         float64, shape (rows,).
     """
-    e, a, r, b = stats
-    most_e, most_a, most_r, most_b = largest
+    e, a, r, b, _ = stats
+    most_e, most_a, most_r, most_b, _ = largest
     rounded: Tensor = e * most_a + a * most_e + e * most_e + r + most_r
     summed: Tensor = width * _SUMMING * (a * most_a + b + most_b)
     return (rounded + summed) * _INFLATED + 2.0**-100
+
+
+def single_bounds(stats: Tensor, largest: Tensor, frame: Frame) -> Tensor:
+    """How far products of rows in float32, plus b of either, are from f_ij at most.
+
+    With l = a + e no less than |d|, c = |d - d in float32|, and o how far b is off for that:
+
+        c_i max(l) + l_i max(c)                          (rounded factors)
+        + o(c_i, l_i) + o(max(c), max(l))                (b of either, of the rounded rows)
+        + S 2^-24 l_i max(l)                             (S products added up in float32)
+
+    in any order of the sum, each step rounded to nearest. Sums of S products, at most ``SUMMED``,
+    one for each part of the dimensions, are added up in float64.
+
+    Args:
+        stats: As for :func:`bounds`.
+        largest: As for :func:`bounds`.
+        frame: The layer.
+
+    Returns:
+        float64, shape (rows,), in units of nearness.
+    """
+    e, a, _, _, c = stats
+    most_e, most_a, _, _, most_c = largest
+    length, most = a + e, most_a + most_e
+    summed: Tensor = min(frame.rows.dim, SUMMED) * 2.0**-24 * length * most
+    rounded: Tensor = c * most + length * most_c
+    rounded = rounded + frame.offset_error(c, length) + frame.offset_error(most_c, most)
+    return ((rounded + summed) * _INFLATED + 2.0**-100) / frame.factor / frame.factor
 
 
 def output_error(values: Tensor, dtype: torch.dtype) -> Tensor:

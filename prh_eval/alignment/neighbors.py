@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.filters import Frame, Similarity, frame
+from prh_eval.alignment.frames import Frame, Similarity, frame
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, widened
 from prh_eval.alignment.rows import Rows
@@ -64,8 +64,8 @@ def neighbor_graph(
     Raises:
         PrhEvalError: If layers differ in the number of items, k is outside 1..n - 1, the memory is
             too small, or so many items tie that the graph would not fit into it.
-        ValueError: If there is no layer, a value is not finite, or rows are not of unit length
-            where similarity is cosine.
+        ValueError: If there is no layer, a value is not finite, rows are not of unit length where
+            similarity is cosine, or squared distances are beyond the range of float64.
     """
     if not len(features):
         raise ValueError("neighbours need at least one layer")
@@ -137,7 +137,7 @@ def layer_neighbors(
 
 def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Sharing) -> Found:
     """The neighbours of this process's items."""
-    own = plan.held and not rows.made
+    own = plan.held and plan.dtype == torch.float64 and not rows.made
     if own:
         rows = rows.held(plan.block)
     elif plan.loaded:

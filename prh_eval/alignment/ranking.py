@@ -64,6 +64,38 @@ def nearest(
     return indices, tied, lowest
 
 
+def unsettled(
+    nearness: Tensor, k: int, apart: Tensor, names: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of each row by values that are not exact, and which values must be.
+
+    Args:
+        nearness: As for :func:`nearest`.
+        k: As for :func:`nearest`.
+        apart: Two values of a row whose difference is larger are in this order, and not tied;
+            shape (rows,).
+        names: Which items the columns are, shape (rows, n).
+
+    Returns:
+        Indices, int32, shape (rows, k); the k-th largest of each row, shape (rows,); and bool,
+        shape (rows, n): the values in whose order, or ties, the k largest may be wrong.
+    """
+    n = nearness.shape[1]
+    looked_at = min(k + _MARGIN, n)
+    values, found = nearness.topk(looked_at, dim=1)
+    close = values[:, :-1] - values[:, 1:] <= apart[:, None]
+    pad = torch.nn.functional.pad
+    run = pad((~close).cumsum(dim=1), (1, 0))
+    kept = run <= run[:, k - 1 : k]
+    alone = ~(pad(close, (1, 0)) | pad(close, (0, 1)))
+    unsure = torch.zeros_like(nearness, dtype=torch.bool).scatter_(1, found, kept & ~alone)
+    if looked_at < n:
+        # A run that goes on where nothing was looked at.
+        longer = kept[:, -1]
+        unsure[longer] = nearness[longer] > -torch.inf
+    return names.gather(1, found[:, :k]), values[:, k - 1], unsure
+
+
 def stacked(parts: Sequence[Found]) -> Found:
     """Rows below each other, padded to a common width."""
     width = max(indices.shape[1] for indices, _ in parts)

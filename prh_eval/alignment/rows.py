@@ -10,6 +10,12 @@ from torch import Tensor
 
 from prh_eval.alignment.precision import with_float64
 
+# How far a row made in float32 may be off, as a share of its length: clipped to a rounded limit,
+# times a rounded number.
+SINGLE_ERROR = 2.0**-22
+# Lengths whose reciprocals are in the normal range of float32.
+_LONGEST = 1e37
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -68,8 +74,9 @@ class Rows:
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         """Some rows, by slice or by position: float64, shape (rows, dim)."""
         if isinstance(index, Tensor):
-            index = index.to(self.stored.device)
-        x = self.stored[index].to(self.place)
+            x = self.stored.index_select(0, index.to(self.stored.device)).to(self.place)
+        else:
+            x = self.stored[index].to(self.place)
         if self.made:
             return x
         # Contiguous, so that every row is summed in the same order and equal rows stay equal.
@@ -77,8 +84,32 @@ class Rows:
         if self.limit is not None:
             x = x.clamp(-self.limit, self.limit)
         if self.unit:
+            if self.stored.dtype == torch.float64:
+                # Squares of what float64 holds may be beyond its range; this changes no digit.
+                exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent
+                x = torch.ldexp(x, -exponent.clamp(-1000, 1000))
             length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
             x = x / torch.where(length > 0, length, 1.0)
+        return x
+
+    @property
+    def exact(self) -> bool:
+        """Whether rows are compared as they are stored."""
+        return self.limit is None and not self.unit
+
+    def single(self, index: slice) -> Tensor:
+        """Some rows made in float32, shape (rows, dim): exact, or off by ``SINGLE_ERROR``.
+
+        Not of what is stored in float64. Where a length is outside the range of float32, the row
+        is not finite.
+        """
+        x = self.stored[index].to(self.place).float()
+        if self.limit is not None:
+            x = x.clamp(-self.limit, self.limit)
+        if self.unit:
+            length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+            scale = torch.where(length > _LONGEST, torch.inf, 1 / length)
+            x = x * torch.where(length > 0, scale, 1.0).float()
         return x
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import torch
@@ -11,14 +10,16 @@ from torch import Tensor
 from prh_eval.alignment.candidates import Candidates
 from prh_eval.alignment.filters import (
     HAS_OUT_DTYPE,
-    Frame,
     bounds,
     columns,
     copied,
+    single_bounds,
     single_dtype,
     turn,
 )
-from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, stacked
+from prh_eval.alignment.frames import Frame, Single
+from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, stacked
+from prh_eval.alignment.rescoring import rescored
 from prh_eval.alignment.sharing import Sharing
 from prh_eval.alignment.tiles import SearchPlan, is_memory, smaller
 
@@ -26,8 +27,6 @@ from prh_eval.alignment.tiles import SearchPlan, is_memory, smaller
 _TIES = 8
 # The share of the items without proof beyond which a product of higher precision pays.
 _UNPROVEN_SHARE = 8
-# Values of either side of products of pairs that are held at a time.
-_PAIR_VALUES = 1 << 24
 # Rows of a block of a symmetric product.
 _STEP = 128
 
@@ -61,7 +60,7 @@ def searched(
 def _filtered(
     layer: Frame, plan: SearchPlan, items: slice, sharing: Sharing
 ) -> tuple[Found, Tensor]:
-    matrix, stats = _copy(layer, plan, items)
+    matrix, stats, single = _copy(layer, plan, items)
     largest = sharing.all_gather(stats.amax(dim=1)[None]).amax(dim=0)
     error = bounds(stats, largest, matrix.shape[1])
     while True:
@@ -74,9 +73,11 @@ def _filtered(
         # The largest tile may have been another process's.
         plan = smaller(plan, failure)
     del matrix
+    close = single_bounds(stats, largest, layer)
     found, unproven = [], []
     for side in layer.rows.blocks(plan.side, items.start, items.stop):
-        part, proven = _rescored(layer, plan, side, candidates.pop(0))
+        own = slice(side.start - items.start, side.stop - items.start)
+        part, proven = rescored(layer, plan, side, candidates.pop(0), single, close[own])
         found.append(part)
         unproven.append((~proven).nonzero().squeeze(1) + side.start)
     return stacked(found), torch.cat(unproven)
@@ -116,64 +117,16 @@ def _gathered(
     return candidates, failure
 
 
-def _copy(layer: Frame, plan: SearchPlan, items: slice) -> tuple[Tensor, Tensor]:
-    """Some items in low precision: their matrix and statistics."""
+def _copy(layer: Frame, plan: SearchPlan, items: slice) -> tuple[Tensor, Tensor, Single | None]:
+    """Some items in low precision: their matrix and statistics; and all in float32, if held."""
     device, count = layer.mean.device, items.stop - items.start
     matrix = torch.empty(count, columns(plan.dim, plan.dtype), dtype=plan.dtype, device=device)
-    stats = torch.empty(4, count, dtype=torch.float64, device=device)
+    stats = torch.empty(5, count, dtype=torch.float64, device=device)
+    single = Single.empty(layer) if plan.held else None
     for part in layer.rows.blocks(plan.block, items.start, items.stop):
         place = slice(part.start - items.start, part.stop - items.start)
-        stats[:, place] = copied(layer, part, matrix[place])
-    return matrix, stats
-
-
-def _rescored(
-    layer: Frame, plan: SearchPlan, items: slice, candidates: Candidates
-) -> tuple[Found, Tensor]:
-    """The neighbours of some items among their candidates, and whether that is proven."""
-    names, wanted, bound = candidates.result()
-    nearness = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=wanted.device)
-    size = len(names) if plan.held else plan.pair_rows
-    for start in range(0, len(names), size):
-        part = slice(start, start + size)
-        rows = slice(items.start + start, min(items.start + start + size, items.stop))
-        nearness[part][wanted[part]] = _pairs(layer, rows, names[part], wanted[part])
-    indices, tied, lowest = nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale, names)
-    bound = bound / layer.factor / layer.factor
-    if layer.similarity == "cosine":
-        bound = bound + layer.mean.square().sum()
-    return (indices, tied), lowest - TIE_TOLERANCE * layer.scale > bound
-
-
-def _pairs(layer: Frame, rows: slice, names: Tensor, wanted: Tensor) -> Tensor:
-    """Nearness of items to their wanted candidates in float64: shape (wanted pairs,)."""
-    chosen = names[wanted].long()
-    if layer.rows.made:
-        others, index = slice(None), chosen
-    else:
-        others, index = torch.unique(chosen, return_inverse=True)
-    counts = wanted.sum(dim=1)
-    if layer.similarity == "cosine":
-        return _inner(layer.rows[rows], layer.rows[others], counts, index)
-    (mine, b), (theirs, c) = layer.centred(rows), layer.centred(others)
-    return _inner(mine, theirs, counts, index) + b.repeat_interleave(counts) + c[index]
-
-
-def _inner(x: Tensor, y: Tensor, counts: Tensor, index: Tensor) -> Tensor:
-    """Inner products of each row of x with as many rows of y as it has: shape (pairs,)."""
-    if x.device.type == "cpu":
-        ends = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
-            pattern = torch.sparse_csr_tensor(
-                ends, index, x.new_zeros(len(index)), (len(x), len(y)), check_invariants=False
-            )
-        values: Tensor = torch.sparse.sampled_addmm(pattern, x, y.T, beta=0.0).values()
-        return values
-    item = torch.arange(len(x), device=x.device).repeat_interleave(counts)
-    size = max(1, _PAIR_VALUES // x.shape[1])
-    parts = zip(torch.split(item, size), torch.split(index, size), strict=True)
-    return torch.cat([(x[i] * y[j]).sum(dim=1) for i, j in parts])
+        stats[:, place] = copied(layer, part, matrix[place], single)
+    return matrix, stats, single
 
 
 def _gram(left: Tensor, right: Tensor) -> Tensor:
@@ -185,8 +138,10 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
         result = left.new_empty(n, n)
         for start in range(0, n, step):
             rows = slice(start, start + step)
-            torch.mm(left[rows], right[start:].T, out=result[rows, start:])
-            result[start + step :, rows] = result[rows, start + step :].T
+            tile = torch.mm(left[start:], right[rows].T)
+            result[start:, rows] = tile
+            # Turned over in one piece, which is three times as fast.
+            result[rows, start + step :] = tile[step:].T.contiguous()
     return result.fill_diagonal_(-torch.inf)
 
 

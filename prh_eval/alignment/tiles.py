@@ -27,14 +27,13 @@ _SMALLEST_SIDE = 16
 _EXACT_ITEMS = {"cpu": 256, "cuda": 4096}
 # Nor up to so many times the square of the candidates an item: each of them costs as much as the
 # similarities of hundreds of items.
-_EXACT_CANDIDATES = 0.75
+_EXACT_CANDIDATES = 0.12
 # Nor where products are cheap: up to so many items, of at most so many dimensions.
 _EXACT_NARROW = 16384
 _NARROW = 32
-# Values that are made float64 at a time: on the CPU what stays in a core's cache.
-_BLOCK_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
-# Values of either side whose exact similarities are computed at a time, where rows have to be made
-# for them.
+# Values of rows that are made at a time: on the CPU what hides the cost of calls.
+_BLOCK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}
+# Values of either side of pairs whose exact similarities are computed at a time.
 _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
 # Values of a tile near enough to be looked at one by one that are looked at together.
 _NEAR_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
@@ -59,7 +58,8 @@ class SearchPlan:
         side: Items on either side of a tile.
         block: Rows that are made float64 at a time.
         memory_bytes: What the search may take.
-        held: Whether the whole layer is held in float64.
+        held: Whether the whole layer is held: in float64 where all similarities are ranked, and
+            in float32 where candidates are.
         loaded: Whether the layer is moved, as it is stored, to where it is searched.
         loading_bytes: What that takes; 0 where it is there already.
         processes: How many processes share the items.
@@ -86,7 +86,8 @@ class SearchPlan:
         # Neighbours with their ties, of a tile and joined.
         size = 2 * 5 * self.n * (self.k + 1)
         if self.held:
-            size += 8 * self.n * self.dim
+            exact = self.dtype == torch.float64
+            size += (8 * self.dim if exact else 4 * self.dim + 16) * self.n
         if self.loaded:
             size += self.loading_bytes
         if self.dtype == torch.float64:
@@ -109,17 +110,18 @@ class SearchPlan:
             return making + self._ranking_bytes
         product = self.side**2 * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
         # The first tile has the most to sort: groups that reach the floor, and their members.
-        sorting = self.side * (self.keep + 16) * 180 + 64 * min(self.near, self.side**2)
+        sorting = self.side * (self.keep + 16) * 180 + 96 * min(self.near, self.side**2)
+        sorting += 2 * self.side**2
         ranking = self.side * self.keep * 120
         rows = 8 * self.side * self.dim
-        pairs = 0 if self.held else 3 * 8 * self.pair_rows * self.keep * self.dim
+        pairs = 3 * 8 * max(self.pairs, self.keep) * self.dim
         # A second pass in float32 may find the first one's memory in pieces that are too small.
         return making + max(product + 2 * sorting, ranking + rows + pairs, self._ranking_bytes)
 
     @property
     def near(self) -> int:
         """Values of a tile that are looked at one by one together, at most."""
-        return min(_NEAR_VALUES[self.device], self.memory_bytes // (8 * 64))
+        return min(_NEAR_VALUES[self.device], self.memory_bytes // (8 * 128))
 
     @property
     def ranked(self) -> int:
@@ -140,10 +142,10 @@ class SearchPlan:
         return self.resident_bytes + self.tile_bytes
 
     @property
-    def pair_rows(self) -> int:
-        """Items whose exact similarities are computed together, where rows are made for them."""
+    def pairs(self) -> int:
+        """Pairs whose exact similarities are computed together, unless one item has more."""
         values = min(_PAIR_VALUES[self.device], self.memory_bytes // (8 * 24))
-        return max(1, values // (self.keep * self.dim))
+        return values // self.dim
 
     @property
     def operations(self) -> int:
@@ -205,12 +207,14 @@ def plan_search(
         dtype=torch.float64 if exact else fastest_dtype(device),
         keep=keep,
         side=side,
-        block=min(max(1, _BLOCK_VALUES[kind] // dim), share),
+        block=1,
         memory_bytes=memory_bytes,
         loading_bytes=loading_bytes,
         processes=processes,
     )
     while True:
+        values = min(_BLOCK_VALUES[kind], largest.memory_bytes // (8 * 64))
+        largest = replace(largest, block=min(max(1, values // dim), share))
         for plan in _smaller_and_smaller(largest):
             if plan.peak_bytes <= largest.memory_bytes:
                 if largest.memory_bytes == memory_bytes:

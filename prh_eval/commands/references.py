@@ -210,7 +210,7 @@ def _try(reference: Reference, arguments: argparse.Namespace) -> str:
 def _build(arguments: argparse.Namespace) -> int:
     from prh_eval.alignment.registry import metric
     from prh_eval.processes import processes
-    from prh_eval.references.build import reference_artifact, reference_features
+    from prh_eval.references.build import reference_features, shared_reference_artifact
     from prh_eval.references.registry import load_reference, relative_of
 
     if arguments.features is not None:
@@ -234,22 +234,21 @@ def _build(arguments: argparse.Namespace) -> int:
                     workers=arguments.workers,
                     trust_remote_code=arguments.trust_remote_code,
                 )
-            artifact = reference_artifact(
+            artifact = shared_reference_artifact(
                 reference,
                 pairs,
                 protocol=arguments.protocol,
+                processes=group,
                 k=arguments.k,
                 graph_k=arguments.k,
-                device=arguments.device,
                 batch_size=arguments.batch_size,
                 workers=arguments.workers,
                 trust_remote_code=arguments.trust_remote_code,
                 rebuild=arguments.rebuild,
                 features=arguments.features,
                 memory_bytes=arguments.memory,
-                processes=group,
             )
-            if group.first:
+            if artifact is not None:
                 print(f"{reference.name}: {_kept(artifact)}")
         if group.first:
             for reference in references:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -39,10 +39,27 @@ from prh_eval.schema import (
 )
 from prh_eval.store import ArtifactError, GraphArtifact, fingerprint
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 logger = logging.getLogger(__name__)
 
 _NOT_YET = "it is not in the cache yet"
 _VERSIONED = ("torch", "transformers", "datasets", "pillow")
+
+
+class Building(TypedDict, total=False):
+    """How graphs that are not in the cache are built, as :func:`shared_reference_artifact` says."""
+
+    k: int
+    graph_k: int
+    batch_size: int
+    workers: int | None
+    progress: bool
+    trust_remote_code: bool
+    rebuild: bool
+    features: Path | None
+    memory_bytes: int | None
 
 
 def reference_artifact(
@@ -50,9 +67,49 @@ def reference_artifact(
     pairs: PairedDataset,
     *,
     protocol: str,
+    device: torch.device | str | None = None,
+    **building: Unpack[Building],
+) -> GraphArtifact:
+    """The neighbour graphs of a reference on paired data: from the cache, or built and kept there.
+
+    A cached artifact needs the captions only: no images and no encoder. It is built anew, and the
+    reason logged, if it is missing, cut short, edited, or anything that made it has changed.
+    Where several call this at once, one builds and the others wait; a build that was killed goes on
+    where it was.
+
+    Args:
+        reference: What to build.
+        pairs: The items.
+        protocol: Name of the preprocessing protocol; it does not apply to Euclidean similarity.
+        device: Where the encoder computes and neighbours are searched; None: the first GPU, else
+            the CPU.
+        **building: As for :func:`shared_reference_artifact`.
+
+    Returns:
+        The graphs of all layers, with a header of everything that made them: ``made_from`` and
+        ``evidence`` decide whether it is current, ``facts`` and ``versions`` are recorded only.
+
+    Raises:
+        PrhEvalError: If the encoder cannot be loaded, an image or file cannot be read, or the
+            pairs do not have what the reference needs, or the memory is too small for the search.
+    """
+    # Of several that lm-eval has started, each comes here by itself.
+    alone = Processes(0, 1, 0, Processes.current(device).device)
+    artifact = shared_reference_artifact(
+        reference, pairs, protocol=protocol, processes=alone, **building
+    )
+    assert artifact is not None  # the first process has it
+    return artifact
+
+
+def shared_reference_artifact(
+    reference: Reference,
+    pairs: PairedDataset,
+    *,
+    protocol: str,
+    processes: Processes,
     k: int = 10,
     graph_k: int = GRAPH_K,
-    device: torch.device | str | None = None,
     batch_size: int = 8,
     workers: int | None = None,
     progress: bool = True,
@@ -60,23 +117,16 @@ def reference_artifact(
     rebuild: bool = False,
     features: Path | None = None,
     memory_bytes: int | None = None,
-    processes: Processes | None = None,
-) -> GraphArtifact:
-    """The neighbour graphs of a reference on paired data: from the cache, or built and kept there.
-
-    A cached artifact needs the captions only: no images and no encoder. It is built anew, and the
-    reason logged, if it is missing, cut short, edited, or anything that made it has changed.
-    Among several processes one builds and the others wait; a build that was killed goes on where
-    it was.
+) -> GraphArtifact | None:
+    """The same, built by several processes together, the graphs in the first of them only.
 
     Args:
         reference: What to build.
         pairs: The items.
         protocol: Name of the preprocessing protocol; it does not apply to Euclidean similarity.
+        processes: Those that share the work, each of which calls this with the same arguments.
         k: Neighbourhood size that the graph must answer for.
         graph_k: Neighbourhood size that a new graph answers for where the items allow it.
-        device: Where the encoder computes and neighbours are searched; None: the first GPU, else
-            the CPU.
         batch_size: Images or captions at once; halved when memory runs out.
         workers: Threads that decode images; None: one a core, at most 8.
         progress: Whether to show progress bars.
@@ -87,29 +137,23 @@ def reference_artifact(
             (safetensors); None: they are not kept. Implies ``rebuild``.
         memory_bytes: What the search of a layer may take on its device, beyond what the features
             are stored in; None: half of what is free on a GPU, 4 GiB elsewhere.
-        processes: Those that share the work, each of which calls this with the same arguments, and
-            whose devices count in place of ``device``; None: this one alone.
 
     Returns:
-        The graphs of all layers, with a header of everything that made them: ``made_from`` and
-        ``evidence`` decide whether it is current, ``facts`` and ``versions`` are recorded only.
+        As :func:`reference_artifact`; None in processes other than the first.
 
     Raises:
-        PrhEvalError: If the encoder cannot be loaded, an image or file cannot be read, or the
-            pairs do not have what the reference needs, or the memory is too small for the search.
+        PrhEvalError: As :func:`reference_artifact`, or if a process ends before its time.
     """
     header = _header(reference, pairs, protocol)
     path = artifact_path(header)
     k = min(k, len(pairs) - 1)
     rebuild = rebuild or features is not None
-    # By default alone: of several that lm-eval has started, each comes here by itself.
-    group = processes or Processes(0, 1, 0, Processes.current(device).device)
     artifact, reason = None, "it was asked for"
-    if group.first and not rebuild:
+    if processes.first and not rebuild:
         artifact, reason = _cached(path, header, k)
     with ExitStack() as stack:
         folder = None
-        if group.first and artifact is None:
+        if processes.first and artifact is None:
             try:
                 stack.enter_context(store.locked(path))
             except OSError as error:
@@ -119,41 +163,44 @@ def reference_artifact(
                     # Another process may have built it while this one waited.
                     artifact, reason = _cached(path, header, k)
                 folder = _unfinished(path, header)
-        artifact, folder = group.broadcast_object((artifact, folder))
-        if artifact is not None:
+        cached, folder = processes.broadcast_object((artifact is not None, folder))
+        if cached:
             return artifact
         logger.info("building the reference %s: %s", reference.name, reason)
         started = time.monotonic()
         parts = Parts(folder) if folder else None
         encoded = None
         # Several processes may each have a cache folder of their own.
-        if not rebuild and group.world_size == 1:
+        if not rebuild and processes.world_size == 1:
             encoded, _ = _kept_features(_features_header(header))
         if encoded is None:
             encoded = encode(
                 reference,
                 pairs,
-                device=group.device,
+                device=processes.device,
                 batch_size=batch_size,
                 workers=workers,
                 progress=progress,
                 trust_remote_code=trust_remote_code,
                 parts=parts,
-                processes=group,
+                processes=processes,
             )
-        if features is not None and group.first:
-            _write_features(features, encoded.layers, header)
-        name = f"the features of the reference {reference.name}"
-        validate_features(encoded.layers, k=1, name=name)
         graph_k = min(max(k, graph_k), len(pairs) - 1)
         rule, similarity = named_protocol(protocol), reference.similarity
-        made = made_from(features_fingerprint(encoded.layers), rule, similarity)
-        graph_parts = GraphParts(folder, made, graph_k) if folder else None
+        graph_parts = None
+        if processes.first:
+            if features is not None:
+                _write_features(features, encoded.layers, header)
+            name = f"the features of the reference {reference.name}"
+            validate_features(encoded.layers, k=1, name=name)
+            if folder:
+                made = made_from(features_fingerprint(encoded.layers), rule, similarity)
+                graph_parts = GraphParts(folder, made, graph_k)
         graph = layer_graphs(
             encoded.layers,
             graph_k,
             protocol=rule,
-            processes=group,
+            processes=processes,
             similarity=similarity,
             memory_bytes=memory_bytes,
             parts=graph_parts,
@@ -165,13 +212,9 @@ def reference_artifact(
             if saved:
                 seconds = time.monotonic() - started
                 logger.info("built the reference %s in %.0f s: %s", reference.name, seconds, path)
-        artifact, saved = cast(
-            "tuple[GraphArtifact, bool]", group.broadcast_object((artifact, saved))
-        )
         # On every machine, since each may have a cache folder of its own.
-        if saved and parts and graph_parts:
-            parts.clear()
-            graph_parts.clear()
+        if processes.broadcast_object(saved) and folder:
+            _clear(folder)
     return artifact
 
 
@@ -410,9 +453,14 @@ def _unfinished(path: Path, header: Mapping[str, Any]) -> Path:
     current = f"{path.stem}-{fingerprint([header['made_from'], header['evidence']])[:16]}"
     for other in folder.glob(f"{path.stem}-*"):
         if other.name != current:
-            Parts(other).clear()
-            GraphParts(other, {}, 0).clear()
+            _clear(other)
     return folder / current
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an unfinished build has kept."""
+    Parts(folder).clear()
+    GraphParts(folder, {}, 0).clear()
 
 
 def _write_features(path: Path, layers: list[Tensor], header: Mapping[str, Any]) -> None:

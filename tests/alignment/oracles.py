@@ -44,6 +44,8 @@ def nearness(x: Array, similarity: str) -> Array:
     if similarity == "euclidean":
         result = -np.square(x[:, None] - x[None, :]).sum(axis=2)
     else:
+        # Squares may be beyond the range of float64.
+        x = x * 2.0 ** -np.frexp(np.abs(x).max(axis=1, keepdims=True))[1].clip(-1000, 1000)
         length = np.linalg.norm(x, axis=1, keepdims=True)
         unit = np.divide(x, length, out=np.zeros_like(x), where=length > 0)
         result = unit @ unit.T

@@ -524,6 +524,7 @@ def test_processes_build_what_one_does(
     assert shared.header == alone.header
     printed = [(tmp_path / f"stdout_{rank}").read_text() for rank in (0, 1)]
     assert printed[0].startswith("tiny: 3 layers, 16 items, neighbours up to k = 15: ")
+    assert printed[0].count("\n") == 2  # the second time from the cache
     assert printed[1] == ""
 
 

@@ -1,0 +1,231 @@
+"""Layers as their items are measured: from the mean, in units that every precision can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prh_eval.alignment.rows import SINGLE_ERROR, Rows
+from prh_eval.alignment.sharing import Sharing
+
+Similarity = Literal["cosine", "euclidean"]
+
+# What squares and products are scaled to; float16 reaches 65,504.
+_LARGEST = 2.0**13
+# Dimensions whose products are added up in float32; of more, sums are added up in float64.
+SUMMED = 128
+# Squared distances below which ties are no longer told apart, relative to them, in float64.
+_LEAST_SCALE = 1e-280
+# Mean squared distance of unit rows from their mean below which float32 loses too much of it.
+_SPREAD = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A layer, and what the nearness of its items is measured from.
+
+    Without the mean of the items, m, what is left to round is small even where all items point
+    the same way. With d = x - m the nearness of two items is f_ij = d_i.d_j + b_i + b_j, where
+
+    - cosine: b = d.m, so that f is the inner product of the unit rows less m.m;
+    - Euclidean: b = -|d|^2 / 2, so that f is -1/2 of the squared distance.
+
+    Attributes:
+        rows: The layer, n items.
+        similarity: Which nearness.
+        mean: m, float64, shape (dim,).
+        scale: What ties are relative to: 1 for cosine, the largest squared distance from the mean
+            for Euclidean.
+        offsets: b of all items, float64, shape (n,), where ``rows`` are d already; else None.
+        quick: Whether rows in float32 may be made without float64, which takes a third of the time.
+    """
+
+    rows: Rows
+    similarity: Similarity
+    mean: Tensor
+    scale: float
+    offsets: Tensor | None = None
+    quick: bool = False
+
+    @property
+    def factor(self) -> float:
+        """The power of 2 that d is multiplied with to be within the range of every type."""
+        # Of rows of length 1, squares and products of d are below 4.
+        largest = 4.0 if self.similarity == "cosine" else self.scale
+        if largest == 0:
+            return 1.0
+        # Its square is a float64 too.
+        return 2.0 ** min(math.floor((math.log2(_LARGEST) - math.log2(largest)) / 2), 500)
+
+    def scaled(self, value: float) -> float:
+        """A nearness in the units of products."""
+        return value * self.factor * self.factor
+
+    def centred(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """D and b of some rows: float64, shapes (rows, dim) and (rows,)."""
+        if self.offsets is not None:
+            return self.rows[index], self.offsets[index]
+        d = self.rows[index] - self.mean
+        if self.similarity == "cosine":
+            return d, d @ self.mean
+        return d, torch.linalg.vecdot(d, d) / -2
+
+    def single(
+        self, index: slice, out: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """D, times the factor, of some rows in float32, in :func:`parts` of the dimensions.
+
+        Args:
+            index: Which rows.
+            out: Where to; for each part (n, dimensions), float32, of all items.
+
+        Returns:
+            The parts, each float32, shape (rows, dimensions), off by :meth:`single_error`; and b of
+            the same rows, float64, shape (rows,), off by :meth:`offset_error`.
+        """
+        columns = parts(self.rows.dim)
+        singles = [] if out is None else [part[index] for part in out]
+        if not self.quick:
+            d, b = self.centred(index)
+            # What is stored may be of any magnitude, the product is in the range of float32.
+            d = d.mul_(self.factor)
+            for single, part in zip(singles, columns, strict=False):
+                single.copy_(d[:, part])
+            return singles or [d[:, part].float() for part in columns], b
+        x, mean = self.rows.single(index), self.mean.float()
+        singles = singles or [x.new_empty(len(x), part.stop - part.start) for part in columns]
+        shift, b = mean * -self.factor, x.new_zeros(len(x), dtype=torch.float64)
+        for single, part in zip(singles, columns, strict=True):
+            torch.add(shift[part], x[:, part], alpha=self.factor, out=single)
+            b += single @ mean[part]
+        return singles, b / self.factor
+
+    def single_error(self, length: Tensor) -> Tensor:
+        """How far rows in float32 may be off: the length of the difference, float64, (rows,).
+
+        Args:
+            length: Of such rows, float64, shape (rows,), within 1 %.
+        """
+        # Twice that of rounding each value.
+        lost = 2.0**-23 * length
+        if self.quick and not self.rows.exact:
+            lost = lost + self.factor * SINGLE_ERROR
+        return lost
+
+    def offset_error(self, lost: Tensor, length: Tensor) -> Tensor:
+        """How far b from rows in float32 may be off, in units of products.
+
+        It is |m| (c + S 2^-24 l), of rows of length l that are off by c, and sums of S products.
+
+        Args:
+            lost: c, float64.
+            length: l, float64.
+        """
+        if not self.quick:
+            return torch.zeros_like(lost)
+        mean = self.factor * float(torch.linalg.vector_norm(self.mean))
+        return (lost + min(self.rows.dim, SUMMED) * 2.0**-24 * length) * mean
+
+
+def parts(dim: int) -> list[slice]:
+    """All dimensions, as many at a time as are added up in float32."""
+    return [slice(start, min(start + SUMMED, dim)) for start in range(0, dim, SUMMED)]
+
+
+@dataclass(frozen=True, eq=False)
+class Single:
+    """A layer in float32, for what need not be exact.
+
+    Attributes:
+        parts: d of all items, times the frame's factor, in :func:`parts` of the dimensions: each
+            float32, shape (n, dimensions).
+        offsets: b, float64, shape (n,).
+    """
+
+    parts: list[Tensor]
+    offsets: Tensor
+
+    @classmethod
+    def empty(cls, frame: Frame) -> Single:
+        """Of a layer, to be filled."""
+        n, dim, place = len(frame.rows), frame.rows.dim, frame.mean.device
+        widths = (part.stop - part.start for part in parts(dim))
+        return cls(
+            [torch.empty(n, width, device=place) for width in widths],
+            torch.empty(n, dtype=torch.float64, device=place),
+        )
+
+
+def frame(
+    rows: Rows, similarity: Similarity, block: int, sharing: Sharing, *, own: bool = False
+) -> Frame:
+    """Measure a layer: its mean and its scale.
+
+    Args:
+        rows: n items.
+        similarity: Which nearness; for cosine the rows must have length 1 or 0.
+        block: Rows that are held in float64 at a time.
+        sharing: The processes that share the items.
+        own: Whether what is held may be changed: for distances the mean is then taken off it.
+
+    Raises:
+        ValueError: If a value is not finite, rows are not of length 1 where similarity is cosine,
+            or squared distances are beyond the range of float64.
+    """
+    share = sharing.rows(len(rows))
+    parts = [*rows.blocks(block, share.start, share.stop)]
+    quick = similarity == "cosine" and rows.stored.dtype != torch.float64
+    total, unit = _measured(rows, parts, similarity, quick)
+    if quick and not torch.isfinite(total).all():
+        # Not finite, or beyond what float32 can hold on the way.
+        quick = False
+        total, unit = _measured(rows, parts, similarity, quick)
+    mean = sharing.all_gather(total[None]).sum(dim=0) / len(rows)
+    if not torch.isfinite(mean).all():
+        bad = (part.start + int(row) for part in parts for row in _not_finite(rows[part]))
+        raise ValueError(
+            f"neighbours need finite features, and item {next(bad, 'unknown')} is not; call "
+            "validate_features first"
+        )
+    if not unit:
+        raise ValueError("cosine neighbours need rows of length 1; call preprocess first")
+    if similarity == "cosine":
+        # Any vector near the mean will do: one that float32 holds.
+        mean = mean.float().double()
+        spread = 1 - float(mean.square().sum())
+        return Frame(rows, similarity, mean, 1.0, quick=quick and (rows.exact or spread > _SPREAD))
+    largest = torch.zeros((), dtype=torch.float64, device=rows.place)
+    for part in parts:
+        largest = largest.maximum((rows[part] - mean).square().sum(dim=1).max())
+    scale = float(sharing.all_gather(largest[None]).max())
+    if not math.isfinite(scale) or 0 < scale < _LEAST_SCALE:
+        raise ValueError("neighbours need features whose squared distances float64 can hold")
+    if not (own and rows.made):
+        return Frame(rows, similarity, mean, scale)
+    # Distances are of d alone, so that it takes the place of what is held.
+    rows.stored.sub_(mean)
+    offsets = torch.cat([torch.linalg.vecdot(d, d) for d in torch.split(rows.stored, block)]) / -2
+    return Frame(rows, similarity, mean, scale, offsets)
+
+
+def _measured(
+    rows: Rows, parts: list[slice], similarity: Similarity, quick: bool
+) -> tuple[Tensor, bool]:
+    """The sum of some rows, float64, shape (dim,); and whether each is of length 1 or 0."""
+    total, unit = torch.zeros(rows.dim, dtype=torch.float64, device=rows.place), True
+    for part in parts:
+        x = rows.single(part) if quick else rows[part]
+        total += x.sum(dim=0)
+        if similarity == "cosine" and not rows.unit:
+            lengths = torch.linalg.vector_norm(x, dim=1)
+            unit = unit and bool(((lengths == 0) | ((lengths - 1).abs() < 1e-5)).all())
+    return total, unit
+
+
+def _not_finite(x: Tensor) -> Tensor:
+    return (~torch.isfinite(x)).any(dim=1).nonzero().squeeze(1)
