@@ -20,21 +20,25 @@ def select_magnitude(tensors: Sequence[Tensor], rank: int) -> float:
 
     Args:
         tensors: Float tensors of shape (rows, columns) without NaN, with at least ``rank`` + 1
-            values together. Float16 and bfloat16 are read as float32.
+            values together. Types that differ are read as float32, or as float64 where one is that.
         rank: Position in the sorted magnitudes, 0 <= rank < number of values.
 
     Returns:
         The value, one of the magnitudes.
     """
-    wide = any(x.dtype == torch.float64 for x in tensors)
-    floats, integers, bits = (
-        (torch.float64, torch.int64, 64) if wide else (torch.float32, torch.int32, 32)
-    )
+    kinds = {x.dtype for x in tensors}
+    if len(kinds) == 1 and kinds <= {torch.float16, torch.bfloat16}:
+        floats, integers, bits = *kinds, torch.int16, 16
+    elif torch.float64 in kinds:
+        floats, integers, bits = torch.float64, torch.int64, 64
+    else:
+        floats, integers, bits = torch.float32, torch.int32, 32
     prefix = 0
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
         counts = torch.zeros(1 << _DIGIT_BITS, dtype=torch.int64)
         for chunk in _chunks(tensors):
-            pattern = chunk.to(floats).abs().view(integers)
+            # Without the sign, the highest bit.
+            pattern = chunk.to(floats).view(integers) & torch.iinfo(integers).max
             if shift + _DIGIT_BITS < bits:
                 pattern = pattern[pattern >> (shift + _DIGIT_BITS) == prefix]
             digits = (pattern >> shift) & ((1 << _DIGIT_BITS) - 1)

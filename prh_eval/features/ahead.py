@@ -108,16 +108,23 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def overlapped(run: Callable[[_T], list[Tensor]], batches: Iterable[_T]) -> Iterator[list[Tensor]]:
+def overlapped(
+    run: Callable[[_T], list[Tensor]], batches: Iterable[_T], device: torch.device
+) -> Iterator[list[Tensor]]:
     """Run batches, each launched before the results of the one before it are waited for.
 
     Args:
         run: From a batch to one tensor (items, width_l) a layer, on any devices.
         batches: What it is called with.
+        device: Where its work begins. On a CPU nothing is launched ahead, which holds the results
+            of one batch less.
 
     Yields:
         The layers of each batch in turn, on the CPU.
     """
+    if device.type == "cpu":
+        yield from (fetch(run(batch))() for batch in batches)
+        return
     behind: Callable[[], list[Tensor]] | None = None
     for batch in batches:
         launched = fetch(run(batch))

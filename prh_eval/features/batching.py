@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # So many times more of the shortest sequences than of the longest, since each has pooled rows.
 _MORE = 16
+# Texts that are tokenised at once: what tokenizers make on the way takes far more than the ids.
+_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,9 @@ def tokenize(
     """
     if not captions:
         raise PrhEvalError("there is no caption to run the language model on: at least 1 is needed")
-    special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
 
-    def encode(texts: list[str], **options: bool | int) -> list[list[int]]:
-        # verbose=False: the tokenizer's own remark on length names neither caption nor count.
-        encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **special, **options)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
-    ids = encode(list(captions))
+    encode = functools.partial(_token_ids, tokenizer, add_special_tokens)
+    ids = encode(captions)
     long = [i for i, tokens in enumerate(ids) if limit is not None and len(tokens) > limit]
     if long and limit is not None:
         if limit <= len(encode([""])[0]):
@@ -94,7 +91,7 @@ def tokenize(
                 f"caption {i} ({captions[i][:40]!r}) has token id {max(tokens)} where the model "
                 f"knows 0 to {rows - 1}: use the model's own tokenizer"
             )
-        places.setdefault(tuple(tokens), []).append(i)
+        places.setdefault(tokens, []).append(i)
     sequences = sorted(places, key=len, reverse=True)
     index = torch.empty(len(ids), dtype=torch.int64)
     for number, sequence in enumerate(sequences):
@@ -104,10 +101,25 @@ def tokenize(
 
 def contents(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens of captions, whole and without special tokens; a caption may have none."""
-    encoded = tokenizer(
-        list(captions), add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
-    return [tuple(ids) for ids in encoded["input_ids"]]
+    return _token_ids(tokenizer, False, captions)
+
+
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    add_special_tokens: bool | None,
+    texts: Sequence[str],
+    **options: Any,
+) -> list[tuple[int, ...]]:
+    """The token ids of each text, some texts at a time."""
+    if add_special_tokens is not None:
+        options["add_special_tokens"] = add_special_tokens
+    ids: list[tuple[int, ...]] = []
+    for start in range(0, len(texts), _TEXTS):
+        some = list(texts[start : start + _TEXTS])
+        # verbose=False: the tokenizer's own remark on length names neither caption nor count.
+        encoded = tokenizer(some, return_attention_mask=False, verbose=False, **options)
+        ids += map(tuple, encoded["input_ids"])
+    return ids
 
 
 @dataclass(frozen=True)

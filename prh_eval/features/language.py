@@ -161,7 +161,12 @@ def language_features(
             if all_gather is not None:
                 batch_size = int(all_gather(torch.tensor([batch_size], device=device)).min())
         own_rows = functools.partial(
-            _own_rows, batch_size=batch_size, rank=rank, world_size=world_size, progress=progress
+            _own_rows,
+            device=reader.device,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            progress=progress,
         )
         kept, place = own_rows(reader.features, scoring.sequences, "Language features")
         probabilities = []
@@ -187,6 +192,7 @@ def _own_rows(
     runs: Sequence[Run],
     what: str,
     *,
+    device: torch.device,
     batch_size: int,
     rank: int,
     world_size: int,
@@ -204,12 +210,14 @@ def _own_rows(
         unit="caption",
         disable=not progress or rank != 0,
     ) as bar:
-        for layers in overlapped(_batch(read, runs), batches):
+        for layers in overlapped(_batch(read, runs), batches, device):
             if not kept:
                 kept = [torch.zeros(plan.rows, layer.shape[1]) for layer in layers]
             stop = filled + len(layers[0])
             for rows_of_layer, layer in zip(kept, layers, strict=True):
                 rows_of_layer[filled:stop] = layer
+            # They would be held beside the next batch's.
+            del layers, layer
             bar.update(stop - filled)
             filled = stop
     return kept, plan.positions()

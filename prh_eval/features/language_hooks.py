@@ -97,11 +97,12 @@ def find_sites(
     Returns:
         A site for each hidden state in their order, or ``None`` where one is found nowhere.
     """
-    seen: list[tuple[Site, Tensor, Tensor]] = []
+    # What memory and values each had: the tensors themselves would hold all that the pass makes.
+    seen: list[tuple[Site, tuple[Any, ...], Tensor]] = []
 
     def note(site: Site, tensor: Tensor) -> None:
         if tensor.ndim == 3 and tensor.shape[:2] == shape and tensor.is_floating_point():
-            seen.append((site, tensor, pool(tensor)))
+            seen.append((site, _memory(tensor), pool(tensor)))
 
     with watching(part.modules(), note):
         states = stacked()
@@ -109,9 +110,7 @@ def find_sites(
     sites = []
     for state, rows in zip(states, wanted, strict=True):
         same = [
-            site
-            for site, tensor, then in seen
-            if _memory(tensor) == _memory(state) and _equal(then, rows)
+            site for site, memory, then in seen if memory == _memory(state) and _equal(then, rows)
         ]
         if not same:
             return None

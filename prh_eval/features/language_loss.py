@@ -20,7 +20,7 @@ _CPU_LOGITS = 2**25
 _GPU_LOGITS = 2**29
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """Tokens that a model reads, and those that it is asked for on the way.
 

@@ -33,6 +33,9 @@ class Reader:
         pooling: Over a caption's tokens.
         autocast_dtype: Run it under `torch.autocast` to this type.
         example: A small batch; hidden states are looked for in it when they are first wanted.
+
+    Attributes:
+        device: Where token ids go in.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Reader:
         example: Sequence[Run],
     ) -> None:
         self._part = part
-        self._device = input_device(part)
+        self.device = input_device(part)
         self._pad_id = pad_id
         self._pooling = pooling
         self._autocast_dtype = autocast_dtype
@@ -134,7 +137,7 @@ class Reader:
 
     def _batch(self, runs: Sequence[Run]) -> _Batch:
         tokens = [run.tokens for run in runs]
-        ids, mask = pad(tokens, self._pad_id, self._device)
+        ids, mask = pad(tokens, self._pad_id, self.device)
         padded = any(len(each) < ids.shape[1] for each in tokens)
         return _Batch(ids, mask, padded, self._pooling)
 
@@ -169,7 +172,7 @@ class Reader:
 
     def _precision(self) -> torch.autocast:
         enabled = self._autocast_dtype is not None
-        return torch.autocast(self._device.type, self._autocast_dtype, enabled=enabled)
+        return torch.autocast(self.device.type, self._autocast_dtype, enabled=enabled)
 
 
 class _Batch:

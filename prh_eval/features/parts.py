@@ -21,6 +21,7 @@ from prh_eval.store import replacing
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".part.safetensors"
+_WHOLE = ".whole"
 
 
 class Parts:
@@ -91,12 +92,38 @@ class Parts:
                 error.strerror or error,
             )
 
+    def write_whole(self, name: str, layer: Tensor) -> Path | None:
+        """Write a layer of all rows to a file, unless another process of this run does so.
+
+        Args:
+            name: Of the file, in this run alone.
+            layer: Shape (n, width), on the CPU.
+
+        Returns:
+            The file, which is whole once every process has come back from here; None where the
+            folder cannot be written or the disk is full.
+        """
+        path = self._folder / f"{name}{_WHOLE}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), path.open("xb") as file:
+                file.write(layer.contiguous().numpy().data)
+        except OSError:
+            return None
+        return path
+
+    def clear_whole(self) -> None:
+        """Remove the files of whole layers; what is mapped from them stays."""
+        for file in self._folder.glob(f"*{_WHOLE}"):
+            with suppress(OSError):
+                file.unlink()
+
     def clear(self) -> None:
         """Remove all parts, what killed writes have left, and the folder if nothing else is in it.
 
         What cannot be removed is left: it is read again at worst.
         """
-        for pattern in (f"*{_SUFFIX}", f".*{_SUFFIX}.*.tmp"):
+        for pattern in (f"*{_SUFFIX}", f".*{_SUFFIX}.*.tmp", f"*{_WHOLE}"):
             for file in self._folder.glob(pattern):
                 with suppress(OSError):
                     file.unlink()
@@ -153,8 +180,9 @@ def shared(
             the order of their ranks; needed where ``world_size`` > 1.
 
     Returns:
-        One float32 tensor (n, width_l) a layer on the CPU, the same in every process. Beside
-        them there is room for one batch, and while processes exchange, for two layers.
+        One float32 tensor (n, width_l) a layer on the CPU, the same in every process; of several
+        processes with a folder of parts, mapped from files there that they share. Beside them
+        there is room for one batch, and while processes exchange, for two layers.
 
     Raises:
         ValueError: If ``all_gather`` is missing.
@@ -208,7 +236,7 @@ def shared(
             writing.result()
     if all_gather is None:
         return layers
-    return _gathered(layers, places, most, all_gather)
+    return _gathered(layers, places, most, all_gather, parts)
 
 
 def _places(share: Sequence[range]) -> dict[range, int]:
@@ -222,6 +250,7 @@ def _gathered(
     places: list[dict[range, int]],
     most: int,
     all_gather: Callable[[Tensor], Tensor],
+    parts: Parts | None,
 ) -> list[Tensor]:
     """The rows of all processes in their order, from those of each, ``most`` of them a layer."""
     # A process without a piece has not seen how many layers there are, nor their widths.
@@ -233,8 +262,24 @@ def _gathered(
     for rank, place in enumerate(places):
         for piece, at in place.items():
             row[piece.start : piece.stop] = rank * most + at + torch.arange(len(piece))
-    whole = []
+    if parts is not None:
+        parts.clear_whole()  # what a killed run has left
+    run = int(all_gather(torch.randint(2**62, (1,)))[0])
+    whole: list[Tensor] = []
     while layers:
         # One layer at a time, each given up once it is copied, to hold the features once.
-        whole.append(all_gather(layers.pop(0))[row])
+        layer = all_gather(layers.pop(0))[row]
+        path = parts.write_whole(f"{run:016x}-{len(whole):06d}", layer) if parts else None
+        # Where one process has no file, none maps one; after this all files are whole.
+        if bool(all_gather(torch.tensor([path is None])).any()):
+            whole.append(layer)
+        else:
+            whole.append(_mapped(path, layer))
     return whole
+
+
+def _mapped(path: Path | None, layer: Tensor) -> Tensor:
+    """The same layer out of a file, in memory that the processes of a machine share."""
+    assert path is not None
+    values = torch.from_file(str(path), shared=False, size=layer.numel(), dtype=layer.dtype)
+    return values.view(layer.shape)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from features.language_zoo import CAPTIONS, tiny_model, word_tokenizer
-from torch import Tensor, distributed
+from torch import distributed
 
 from prh_eval.features.language import language_features
 
 
 def run(rank: int, world_size: int, folder: str, kind: str) -> None:
-    """Extract features as process ``rank`` over gloo, and save them in ``folder``."""
+    """Extract features and losses as process ``rank`` over gloo, and save them in ``folder``."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -22,21 +24,27 @@ def run(rank: int, world_size: int, folder: str, kind: str) -> None:
         world_size=world_size,
         timeout=timedelta(seconds=60),
     )
-
-    def all_gather(tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(world_size)]
-        distributed.all_gather(parts, tensor)
-        return torch.cat(parts)
-
-    result = language_features(
-        tiny_model(kind),
-        word_tokenizer(),
-        CAPTIONS,
-        batch_size=2,
-        rank=rank,
-        world_size=world_size,
-        all_gather=all_gather,
-        progress=False,
-    )
-    torch.save(result.layers, Path(folder) / f"{rank}.pt")
+    # What a launcher would say; without it, Accelerate finds one process.
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+    numbers["LOCAL_WORLD_SIZE"] = world_size
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    # lm-eval gathers with it.
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == world_size
+    results = [
+        language_features(
+            tiny_model(kind),
+            # With special tokens, captions are scored on the way; without, read a second time.
+            word_tokenizer(special=special),
+            CAPTIONS,
+            batch_size=2,
+            prefix=2,
+            rank=rank,
+            world_size=world_size,
+            all_gather=accelerator.gather,
+            progress=False,
+        )
+        for special in (False, True)
+    ]
+    torch.save([[*result.layers, result.nats] for result in results], Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prh_eval.errors import PrhEvalError
-from prh_eval.features.ahead import batched, fetch, send
+from prh_eval.features.ahead import batched, fetch, overlapped, send
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -69,6 +70,29 @@ def test_a_batch_is_launched_before_the_results_of_the_last_are_waited_for(
         "run 0", "run 2", "wait 0", "got 0", "run 4", "wait 2", "got 2", "run 6", "wait 4",
         "got 4", "wait 6", "got 6",
     ]  # fmt: skip
+
+
+def test_on_the_cpu_one_batch_is_held_at_a_time() -> None:
+    living: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+    def run(batch: range) -> list[Tensor]:
+        assert not living
+        layers = column(batch)
+        living.update(layers)
+        return layers
+
+    cpu, found = torch.device("cpu"), []
+    for layers in overlapped(run, [range(0, 3), range(3, 4), range(4, 9)], cpu):
+        found += layers[0].flatten().tolist()
+        del layers
+    assert found == list(range(9))
+
+
+@CUDA
+def test_after_a_gpu_batches_come_in_order() -> None:
+    device = torch.device("cuda", 0)
+    layers = overlapped(lambda n: [torch.full((1, 1), n, device=device)], range(5), device)
+    assert [int(layer) for (layer,) in layers] == list(range(5))
 
 
 @given(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from features.language_zoo import WORDS, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prh_eval.features.batching import Plan, pad
+from prh_eval.features import batching
+from prh_eval.features.batching import Plan, contents, pad, tokenize
 
 LENGTHS = st.lists(st.integers(1, 90), min_size=1, max_size=80).map(
     lambda lengths: sorted(lengths, reverse=True)
@@ -51,6 +54,24 @@ def test_short_sequences_are_no_more_than_sixteen_times_as_many() -> None:
     # Their pooled rows would outgrow the tokens' states.
     batches = Plan([100, *[1] * 50], 1).batches
     assert list(map(len, batches)) == [1, 16, 16, 16, 2]
+
+
+@given(
+    texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9), min_size=1),
+    at_once=st.integers(1, 7),
+    special=st.booleans(),
+)
+def test_captions_that_are_tokenized_in_parts_have_the_same_tokens(
+    texts: list[list[str]], at_once: int, special: bool
+) -> None:
+    tokenizer, captions = word_tokenizer(special=special), [" ".join(words) for words in texts]
+    whole = [tuple(ids) for ids in tokenizer(captions)["input_ids"]]
+    plain = [tuple(ids) for ids in word_tokenizer()(captions)["input_ids"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "_TEXTS", at_once)
+        found = tokenize(tokenizer, captions, limit=None, rows=99, add_special_tokens=None)
+        assert contents(tokenizer, captions) == plain
+    assert [found.sequences[i] for i in found.index.tolist()] == whole
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5))

@@ -119,14 +119,24 @@ def test_auto_agrees_on_the_smallest_batch() -> None:
     assert all(equal(result, one) for result in results)
 
 
-@pytest.mark.parametrize("kind", ["gpt_neox"])
-def test_two_real_processes_give_the_bits_of_one(kind: str, tmp_path: Path) -> None:
+def test_two_real_processes_give_the_bits_of_one(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = alone(kind, batch_size=2).layers
+    one = [
+        language_features(
+            tiny_model("gpt_neox"),
+            word_tokenizer(special=special),
+            CAPTIONS,
+            batch_size=2,
+            prefix=2,
+            progress=False,
+        )
+        for special in (False, True)
+    ]
     torch.set_num_threads(threads)
-    multiprocessing.spawn(language_process.run, args=(2, str(tmp_path), kind), nprocs=2)
+    multiprocessing.spawn(language_process.run, args=(2, str(tmp_path), "gpt_neox"), nprocs=2)
     for rank in range(2):
-        layers = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert len(layers) == 3
-        assert all(map(torch.equal, layers, one))
+        both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for tensors, wanted in zip(both, one, strict=True):
+            assert len(tensors) == 4
+            assert all(map(torch.equal, tensors, [*wanted.layers, wanted.nats]))
