@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from prh_eval.alignment.crossfit import cross_fitted
 from prh_eval.alignment.layers import Alignment, align
 from prh_eval.alignment.registry import HEADLINE
 from prh_eval.alignment.registry import metric as named_metric
+from prh_eval.alignment.report import SEED
 from prh_eval.alignment.uncertainty import confidence_interval, paired_difference
 from prh_eval.artifacts import different_data, same_data
 from prh_eval.errors import PrhEvalError
@@ -70,7 +72,8 @@ class ReferenceScore:
         name: The model.
         score: Its alignment with the reference, in [0, 1].
         stderr: The standard error of it.
-        low: Lower end of its 95 % confidence interval.
+        low: Lower end of the 95 % confidence interval of the chosen pair's expected score, around
+            the score less what the choice flatters it by.
         high: Upper end.
         layer: Layer of the model.
         reference_layer: Layer of the reference.
@@ -220,11 +223,13 @@ def compare_with(
         )
     _check_names(names)
     _check([*artifacts, reference], [*names, reference_name], k)
-    found, pairs = [], []
+    found, pairs, flattery = [], [], []
     quiet = None if progress else True
     for artifact in tqdm(artifacts, desc="models", leave=False, disable=quiet):
         alignment = align(artifact.graph, reference.graph, k)
+        crossed = cross_fitted(artifact.graph, reference.graph, k, seed=SEED)
         found.append(alignment)
+        flattery.append(crossed.flattery if crossed else 0.0)
         pairs.append(
             (artifact.graph.layer(alignment.x_layer), reference.graph.layer(alignment.y_layer))
         )
@@ -241,11 +246,11 @@ def compare_with(
                 name,
                 each.score,
                 each.stderr,
-                *confidence_interval(each.score, each.stderr),
+                *confidence_interval(each.score - flattered, each.stderr),
                 each.x_layer,
                 each.y_layer,
             )
-            for name, each in zip(names, found, strict=True)
+            for name, each, flattered in zip(names, found, flattery, strict=True)
         ),
         differences=tuple(
             ScoreDifference(names[i], names[j], **vars(difference), p_holm=p)

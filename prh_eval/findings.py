@@ -39,6 +39,9 @@ class CrossFitted(_Part):
     layers: list[tuple[int, int]] = Field(
         description="the pair that each half chose, split by split"
     )
+    flattery: float | None = Field(
+        None, description="how much the choice flatters the best pair's score, by the halves' own"
+    )
 
 
 class Chosen(_Part):
@@ -110,7 +113,9 @@ class Findings(_Part):
     layer_grid: list[list[float]] = Field(description="score of every layer pair, rounded")
     score: float | None = None
     stderr: float | None = None
-    interval: tuple[float, float] | None = Field(None, description="95 % confidence interval")
+    interval: tuple[float, float] | None = Field(
+        None, description="95 % confidence interval, around the score less its flattery"
+    )
     corrected: float | None = Field(None, description="(score - chance) / (1 - chance)")
     z: float | None = Field(None, description="of the best pair, by exact moments of its own null")
     z_grid: list[list[float]] | None = Field(None, description="of every pair, to three places")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kept_graphs import features, graph, nearest, pairs
 
+from prh_eval.alignment.crossfit import cross_fitted
 from prh_eval.alignment.uncertainty import confidence_interval, paired_difference
 from prh_eval.compare import Comparison, compare, compare_with
 from prh_eval.errors import PrhEvalError
@@ -76,11 +77,18 @@ def test_differences_are_those_of_the_best_layer_pairs() -> None:
     against = {
         pair.a: pair for pair in compare([*models, y], [*names, "y"], 4).pairs if pair.b == "y"
     }
+    flattered = []
     for score in made.scores:
         pair = against[score.name]
         assert (score.score, score.layer) == (pair.score, pair.a_layer)
         assert score.reference_layer == pair.b_layer
-        assert (score.low, score.high) == confidence_interval(score.score, score.stderr)
+        model = models[names.index(score.name)]
+        crossed = cross_fitted(model.graph, y.graph, 4, seed=0)
+        assert crossed is not None
+        around = score.score - crossed.flattery
+        assert (score.low, score.high) == confidence_interval(around, score.stderr)
+        flattered.append(crossed.flattery)
+    assert max(flattered) > 0
     chosen = {
         score.name: (model.graph.layer(score.layer), y.graph.layer(score.reference_layer))
         for score, model in zip(made.scores, models, strict=True)

@@ -69,7 +69,8 @@ class Report:
 
     Attributes:
         alignment: The score of every layer pair, and the best.
-        interval: 95 % confidence interval of the score.
+        interval: 95 % confidence interval of the chosen pair's expected score: around the score
+            less what the choice flatters it by.
         corrected: (s - c) / (1 - c) of the score s and its chance level c.
         z_grid: float64, shape (layers_x, layers_y): how many standard deviations of its own null
             each pair's score is above its mean.
@@ -131,15 +132,17 @@ def report(x: NeighborGraph, y: NeighborGraph, k: int, *, draws: int | None = No
         x.layers - 1,
         alignment.last_layer_y,
     )
+    crossed = cross_fitted(x, y, k, seed=SEED)
+    flattery = crossed.flattery if crossed else 0.0
     found = hubs(*best, k)
     return Report(
         alignment=alignment,
-        interval=confidence_interval(alignment.score, alignment.stderr),
+        interval=confidence_interval(alignment.score - flattery, alignment.stderr),
         corrected=chance_corrected(alignment.score, alignment.chance),
         z_grid=z_grid,
         z=float(z_grid[alignment.x_layer, alignment.y_layer]),
         null=null,
-        cross_fitted=cross_fitted(x, y, k, seed=SEED),
+        cross_fitted=crossed,
         embedding=_embedding(x, y, k, alignment),
         last=last,
         k_curve=k_curve(*best),

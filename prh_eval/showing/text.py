@@ -139,7 +139,11 @@ def _score(findings: Findings, signs: Signs) -> str:
     ]
     if findings.interval is not None:
         low, high = (_signed(number(end), signs) for end in findings.interval)
+        crossed = findings.cross_fitted
+        flattery = crossed.flattery if crossed else None
         meaning = "of the score over other such items"
+        if flattery:
+            meaning = f"of it over other items, less {number(flattery)} that the choice flatters"
         rows.append((f"{CONFIDENCE} interval", f"{low} to {high}", meaning))
     if findings.chance is not None:
         meaning = "mean where items are re-paired at random"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from prh_eval.alignment.crossfit import cross_fitted
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.metrics import overlap
 from prh_eval.alignment.uncertainty import confidence_interval, paired_difference, standard_error
@@ -147,13 +148,19 @@ def score_coverage(
 
 
 def difference_coverage(
-    draw: Draw, n: int, k: int, noises: tuple[float, float], draws: int, kept: int = KEPT
+    draw: Draw,
+    n: int,
+    k: int,
+    noises: tuple[float, float],
+    draws: int,
+    kept: int = KEPT,
+    maps: np.ndarray = MAPS,
 ) -> Coverage:
     """Of intervals of the difference of two models; none on average where noises are the same."""
     g = np.random.default_rng(2)
     found = []
     for _ in range(draws):
-        y, a, b = (graph(each, kept) for each in features(draw, g, n, noises))
+        y, a, b = (graph(each, kept) for each in features(draw, g, n, noises, maps))
         d = paired_difference(a, y, b, y, k)
         found.append((d.difference, d.stderr, d.low, d.high, d.p))
     target = 0.0 if noises[0] == noises[1] else None
@@ -163,18 +170,25 @@ def difference_coverage(
 def chosen_coverage(draw: Draw, n: int, k: int, noise: float, draws: int, layers: int) -> Coverage:
     """Of intervals of the best of several layers, for the expectation of the layer that was chosen.
 
-    The layers differ in noise by a tenth, so that now one is the best and now another.
+    The layers differ in noise by a tenth, so that now one is the best and now another. Intervals
+    are around the score less its flattery, and so are the mean and spread of what is left of it.
     """
     g = np.random.default_rng(3)
     noises = tuple(noise * (1 + 0.1 * layer / layers) for layer in range(layers))
     every, chosen = [], []
     for _ in range(draws):
         y, *x = (graph(each) for each in features(draw, g, n, noises))
-        scores = [float(overlap(each, y, k)) for each in x]
+        together = NeighborGraph(
+            torch.cat([each.indices for each in x]), torch.cat([each.tied for each in x]), y.k
+        )
+        scores = overlap(together, y, k)[:, 0].tolist()
         best = int(np.argmax(scores))
         error = standard_error(x[best], y, k)
+        crossed = cross_fitted(together, y, k, seed=0)
+        assert crossed is not None
+        around = scores[best] - crossed.flattery
         every.append(scores)
-        chosen.append((scores[best], error, *confidence_interval(scores[best], error), best))
+        chosen.append((around, error, *confidence_interval(around, error), best))
     means, found = np.mean(every, axis=0), np.array(chosen)
     targets = means[found[:, 4].astype(int)]
     held = (found[:, 2] <= targets) & (targets <= found[:, 3])
@@ -203,7 +217,8 @@ def main() -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="scores alone, in other worlds, which had no part in the choice of the estimator",
+        help="scores and no difference, in other worlds, which had no part in the choice of the "
+        "estimator",
     )
     kinds = ("score", "no difference", "difference", "chosen")
     parser.add_argument("--of", nargs="+", choices=kinds, default=kinds, help="which intervals")
@@ -214,8 +229,11 @@ def main() -> None:
         for n, k, world in itertools.product(arguments.n, arguments.k, FRESH_WORLDS):
             draw, *strengths = FRESH_WORLDS[world]
             for noise in strengths:
+                at = f"{world:13} n {n:5} k {k:3} noise {noise:.1f}"
                 found = score_coverage(draw, n, k, noise, draws, kept, FRESH_MAPS)
-                print(f"{world:13} n {n:5} k {k:3} noise {noise:.1f}: {_line(found)}", flush=True)
+                print(f"score          {at}: {_line(found)}", flush=True)
+                found = difference_coverage(draw, n, k, (noise,) * 2, draws, kept, FRESH_MAPS)
+                print(f"no difference  {at}: {_line(found)}", flush=True)
         return
     for n, k, world in itertools.product(arguments.n, arguments.k, arguments.worlds):
         draw, *strengths = WORLDS[world]

@@ -33,7 +33,7 @@ def test_equals_loops(n, seed, decimals, data):
     assert got is not None
     a, b = dense(x, k), dense(y, k)
     generator = torch.Generator().manual_seed(4)
-    shared, possible, pairs = 0.0, 0.0, iter(got.layers)
+    shared, possible, higher, pairs = 0.0, 0.0, 0.0, iter(got.layers)
     for _ in range(3):
         halves = torch.randperm(n, generator=generator).tensor_split(2)
         for choosing, scored in (halves, halves[::-1]):
@@ -44,12 +44,17 @@ def test_equals_loops(n, seed, decimals, data):
                 ab = np.array([[(p[cells] * q[cells]).sum() for q in b] for p in a])
                 norm = np.array([[p[cells].sum() * q[cells].sum() for q in b] for p in a]) ** 0.5
                 sums.append((ab, norm))
-            ratio = np.divide(*sums[0], out=np.zeros((3, 2)), where=sums[0][1] > 0)
+            ratio, other = (
+                np.divide(*each, out=np.zeros((3, 2)), where=each[1] > 0) for each in sums
+            )
             assert pair == divmod(int((ratio.flatten() >= ratio.max() - 1e-12).argmax()), 2)
             shared += sums[1][0][pair]
             possible += sums[1][1][pair]
+            higher += ratio[pair] - other[pair]
     assert got.score == pytest.approx(shared / possible, abs=1e-9)
     assert 0 <= got.score <= 1 and got.stderr >= 0
+    assert got.flattery == pytest.approx(higher / 6 / 2, abs=1e-9)
+    assert got.flattery >= 0
 
 
 def features(n: int, layers: int, hubby: bool, g: np.random.Generator) -> list[np.ndarray]:
@@ -60,18 +65,20 @@ def features(n: int, layers: int, hubby: bool, g: np.random.Generator) -> list[n
 @pytest.mark.parametrize("hubby", [False, True])
 def test_the_best_of_unrelated_layers_is_above_chance_and_this_is_not(hubby):
     n, k, g = 120, 5, np.random.default_rng(2)
-    best, fitted = [], []
+    best, fitted, flattery = [], [], []
     for _ in range(60):
         x, y = (graph(features(n, 5, hubby, g), k) for _ in range(2))
         best.append(float(overlap(x, y, k).max()))
         result = cross_fitted(x, y, k, splits=2, seed=0)
         assert result is not None
         fitted.append(result.score)
+        flattery.append(result.flattery)
     chance = k / (n - 1)
     error = np.std(fitted) / np.sqrt(60)
     assert error < 0.04 * chance
     assert abs(np.mean(fitted) - chance) < 3 * error
     assert np.mean(best) > 1.2 * chance
+    assert np.mean(flattery) == pytest.approx(np.mean(best) - chance, rel=0.2)
 
 
 def test_planted_layers_are_found_and_scored_as_they_are():
@@ -82,6 +89,7 @@ def test_planted_layers_are_found_and_scored_as_they_are():
     got = cross_fitted(x, y, k, seed=0)
     assert got is not None
     assert got.layers == [(2, 1)] * 10
+    assert got.flattery == 0
     whole = float(overlap(x, y, k)[2, 1])
     assert got.score == pytest.approx(whole, rel=0.05)
     assert 0 < got.stderr < 0.1 * whole

@@ -44,19 +44,21 @@ def jackknife(scores: list[float]) -> float:
 def by_searches(pairs: list[tuple[np.ndarray, np.ndarray]], k: int) -> float:
     """The standard error by its formula, with a search for every score in it."""
     n = len(pairs[0][0])
+    # Of differences the neighbourhoods of halves are as wide as those of all items.
+    of_half = k if len(pairs) == 1 else math.ceil(k / 2)
 
-    def value(items: np.ndarray) -> float:
+    def value(items: np.ndarray, k: int) -> float:
         first, *second = (score(x[items], y[items], k) for x, y in pairs)
         return first - sum(second)
 
-    def without_each(items: np.ndarray) -> float:
-        return jackknife([value(items[items != item]) for item in items])
+    def without_each(items: np.ndarray, k: int) -> float:
+        return jackknife([value(items[items != item], k) for item in items])
 
     splits = [(word >> bit & 1).bool().numpy() for word in half_words(n, 2) for bit in range(64)]
     every = np.arange(n)
-    differences = [value(every[half]) - value(every[~half]) for half in splits]
-    counted = [without_each(every[part]) for half in splits[:8] for part in (half, ~half)]
-    change = 2 * without_each(every) / np.mean(counted)
+    differences = [value(every[half], of_half) - value(every[~half], of_half) for half in splits]
+    counted = [without_each(every[part], of_half) for half in splits[:8] for part in (half, ~half)]
+    change = 2 * without_each(every, k) / np.mean(counted)
     return math.sqrt(np.mean(np.square(differences)) / 4 * change**0.8)
 
 
@@ -144,6 +146,8 @@ def test_a_difference_is_surer_than_its_scores() -> None:
     assert there.p == pytest.approx(2 * stats.t(40).sf(there.difference / there.stderr))
     alone = [standard_error(each, y, 5) for each in (a, b)]
     assert there.stderr < math.hypot(*alone)
+    # Halves have one neighbour at least.
+    assert paired_difference(a, y, b, y, 1).stderr > 0
     # Of two references the error is that of all four graphs.
     other = paired_difference(a, y, b, a, 5)
     assert other.stderr != there.stderr
@@ -180,9 +184,12 @@ def test_intervals_hold_over_fresh_draws(world: str) -> None:
     assert 0.87 <= found.covered <= 1
 
 
-def test_differences_over_fresh_draws() -> None:
-    draw, noise, _ = WORLDS["isotropic"]
-    found = difference_coverage(draw, 128, 5, (noise, noise), draws=60, kept=60)
-    assert 0.75 < found.ratio < 1.25
+# Halves of the clusters have about 6 items each, of which 5 neighbours would be nearly all.
+@pytest.mark.parametrize(("world", "n"), [("isotropic", 128), ("clustered", 256)])
+def test_differences_over_fresh_draws(world: str, n: int) -> None:
+    draw, noise, _ = WORLDS[world]
+    found = difference_coverage(draw, n, 5, (noise, noise), draws=60, kept=60)
+    # By as many neighbours in halves as in all, the ratio in clusters would be 0.78.
+    assert 0.82 < found.ratio < 1.22
     assert 0.86 <= found.covered <= 1
     assert found.rejected == pytest.approx(1 - found.covered)
