@@ -7,10 +7,10 @@ from torch import Tensor
 
 from prh_eval.alignment.filters import output_error
 
-# Neighbours are looked at in groups, by their largest value. The first are many and small, since
-# much of the first tile is near; larger groups of these are enough for a first floor.
-_FIRST_SIZE = 8
-_GROUP_SIZE = 32
+# Neighbours are looked at in groups, by their largest value: in small ones as long as more than so
+# many of a tile are near an item, on average, then in large ones. So many do for a first floor.
+_SMALL, _LARGE = 8, 32
+_NEAR = 2
 _GROUPS = 64
 # Found values a row, on average, that wait before they are sorted in, and in how many parts.
 _WAITING = 8
@@ -47,6 +47,7 @@ class Candidates:
         self._values = error.new_full((len(error), keep), -torch.inf, dtype=torch.float32)
         self._indices = error.new_full((len(error), keep), -1, dtype=torch.int32)
         self._started = self._settled = False
+        self._many = True
         self._wanted = error.new_full((len(error),), -torch.inf)
         # The last that is kept where there may have been more; what is dropped is no larger.
         self._least = error.new_full((len(error),), -torch.inf, dtype=torch.float32)
@@ -64,7 +65,7 @@ class Candidates:
         self._make_room()
         axis = int(items_first)
         count = values.shape[axis]
-        size = min(_GROUP_SIZE if self._started else _FIRST_SIZE, max(count // _GROUPS, 1))
+        size = min(_SMALL if self._many else _LARGE, max(count // _GROUPS, 1))
         whole = count - count % size
         # Members of a group are a stride apart, so that their maximum is one of whole rows.
         stride = whole // size
@@ -76,6 +77,7 @@ class Candidates:
             self._start(largest)
         floor = self._floor()
         reached = (largest >= floor[:, None]).nonzero()
+        self._many = len(reached) > _NEAR * len(floor)
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
             self._make_room()

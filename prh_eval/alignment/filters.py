@@ -12,8 +12,8 @@ from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
 _SUMMING = 2.0**-22
 # The error bounds are computed in floating point themselves, with far less error than this.
 _INFLATED = 1.001
-# Matrix units like multiples of it.
-_MULTIPLE = 32
+# Columns are a multiple of what matrix units like, and vectors of a CPU, which have no float16.
+_MATRIX_UNITS, _VECTORS = 32, 8
 # Whether a product of float16 can be had in float32 (torch 2.8, on CUDA).
 HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
 # Error of rounding to nearest, relative; float16's below its normal range is absolute.
@@ -140,7 +140,8 @@ def output_error(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def columns(dim: int, dtype: torch.dtype) -> int:
     """P: columns of a copy."""
-    return -(-(dim + 2 * _pieces(dtype)) // _MULTIPLE) * _MULTIPLE
+    multiple = _MATRIX_UNITS if dtype == torch.float16 else _VECTORS
+    return -(-(dim + 2 * _pieces(dtype)) // multiple) * multiple
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
