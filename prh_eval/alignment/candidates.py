@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.filters import output_error
+from prh_eval.alignment.ordering import kth_largest, largest, positions
 
 # Neighbours are looked at in groups, by their largest value: in small ones as long as more than so
 # many of a tile are near an item, on average, then in large ones. So many do for a first floor.
@@ -70,22 +71,23 @@ class Candidates:
         # Members of a group are a stride apart, so that their maximum is one of whole rows.
         stride = whole // size
         grouped = torch.unflatten(values.narrow(axis, 0, whole), axis, (size, stride))
-        largest = grouped.amax(dim=axis)
+        most = grouped.amax(dim=axis)
         # Comparisons are faster in float32.
-        largest = (largest if items_first else largest.T.contiguous()).float()
+        most = (most if items_first else most.T.contiguous()).float()
         if not self._started:
-            self._start(largest)
+            self._start(most)
         floor = self._floor()
-        reached = (largest >= floor[:, None]).nonzero()
+        reached = positions(most >= floor[:, None])
         self._many = len(reached) > _NEAR * len(floor)
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
             self._make_room()
-            item, group = some.T
+            item = some // stride
+            group = some - item * stride
             near = grouped[item, :, group] if items_first else grouped[:, group, item].T
             near = near.float().reshape(-1)
             least = floor.index_select(0, item).repeat_interleave(size)
-            found = (near >= least).nonzero().squeeze(1)
+            found = positions(near >= least)
             hit = found // size
             index = (found - hit * size) * stride + group.index_select(0, hit) + offset
             part = item.index_select(0, hit), index.to(torch.int32), near.index_select(0, found)
@@ -111,14 +113,14 @@ class Candidates:
         bound = torch.where(least.isinf(), bound, bound.maximum(dropped))
         return self._indices, wanted, bound
 
-    def _start(self, largest: Tensor) -> None:
+    def _start(self, most: Tensor) -> None:
         """A first floor: k groups whose largest values are at least this hold k such values."""
         self._started = True
         enough = max(_GROUPS, 2 * self._k)
-        while largest.shape[1] % 2 == 0 and largest.shape[1] // 2 >= enough:
-            largest = torch.unflatten(largest, 1, (2, -1)).amax(dim=1)
-        if largest.shape[1] >= self._k:
-            self._raise(largest.topk(self._k, dim=1).values[:, -1])
+        while most.shape[1] % 2 == 0 and most.shape[1] // 2 >= enough:
+            most = torch.unflatten(most, 1, (2, -1)).amax(dim=1)
+        if most.shape[1] >= self._k:
+            self._raise(kth_largest(most, self._k))
 
     def _raise(self, kth: Tensor) -> None:
         """A new T."""
@@ -151,7 +153,8 @@ class Candidates:
             order = value.argsort(descending=True)
             order = order[item[order].argsort(stable=True)]
             item, index, value = item[order], index[order], value[order]
-        place = torch.arange(len(item), device=item.device) - (count.cumsum(0) - count)[item]
+        first = (count.cumsum(0) - count).index_select(0, item)
+        place = torch.arange(len(item), device=item.device) - first
         whole = longest <= _LONG * keep
         if not whole:
             kept = place < keep
@@ -162,11 +165,13 @@ class Candidates:
         values = self._values.new_full((len(count), width), -torch.inf)
         indices = self._indices.new_full((len(count), width), -1)
         values[:, :held], indices[:, :held] = self._values[:, :held], self._indices[:, :held]
-        values[item, held + place], indices[item, held + place] = value, index
+        at = item * width + held + place
+        values.view(-1).index_copy_(0, at, value)
+        indices.view(-1).index_copy_(0, at, index)
         if last and whole and width <= 2 * keep:
             self._values, self._indices = values, indices
             return
-        self._values, chosen = values.topk(keep, dim=1)
+        self._values, chosen = largest(values, keep)
         self._indices = indices.gather(1, chosen)
         self._least = self._values[:, -1]
         self._settled = True

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from prh_eval.alignment.ordering import largest
+
 # Relative to the scale of a layer: far above the rounding of a float64 product (about 1e-15) and
 # far below the noise that float32 features carry (about 1e-7).
 TIE_TOLERANCE = 1e-12
@@ -40,7 +42,7 @@ def nearest(
     parts = []
     lowest = nearness.new_empty(count)
     while todo.numel():
-        values, found = nearness.topk(looked_at, dim=1)
+        values, found = largest(nearness, looked_at)
         tied = torch.zeros_like(found, dtype=torch.bool)
         tied[:, 1:] = values[:, :-1] - values[:, 1:] <= tolerance
         group = (~tied).cumsum(dim=1)
@@ -82,7 +84,7 @@ def unsettled(
     """
     n = nearness.shape[1]
     looked_at = min(k + _MARGIN, n)
-    values, found = nearness.topk(looked_at, dim=1)
+    values, found = largest(nearness, looked_at)
     close = values[:, :-1] - values[:, 1:] <= apart[:, None]
     pad = torch.nn.functional.pad
     run = pad((~close).cumsum(dim=1), (1, 0))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prh_eval.alignment.candidates import Candidates
 from prh_eval.alignment.frames import Frame, Single
+from prh_eval.alignment.ordering import positions
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, unsettled, widened
 from prh_eval.alignment.tiles import SearchPlan
 
@@ -49,7 +50,7 @@ def rescored(
     rows = torch.arange(items.start, items.stop, device=wanted.device)
     nearness = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=wanted.device)
     # By position, which is faster than by mask.
-    at = wanted.view(-1).nonzero().squeeze(1)
+    at = positions(wanted)
     if single is None:
         nearness.view(-1).index_copy_(0, at, _exact(layer, plan, rows, names, wanted))
         indices, tied, lowest = nearest(nearness, plan.k, tolerance, names)

@@ -1,0 +1,50 @@
+"""Sorting short rows and finding what is true, on a CPU by NumPy, which is several times faster."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Values of a row up to which sorting all of them is faster than choosing.
+_SHORT = 128
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row, in falling order; equal ones in any.
+
+    Args:
+        values: float32 or float64 without NaN, shape (rows, n).
+        count: How many, at most n.
+
+    Returns:
+        The values and their columns, int64, both of shape (rows, count).
+    """
+    if values.device.type != "cpu" or values.shape[1] > _SHORT:
+        found = values.topk(count, dim=1)
+        return found.values, found.indices
+    order = np.argsort(values.numpy(), axis=1)[:, ::-1][:, :count]
+    columns = torch.from_numpy(order.copy())
+    return values.gather(1, columns), columns
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row.
+
+    Args:
+        values: float32 or float64 without NaN, shape (rows, n).
+        k: From 1 to n.
+
+    Returns:
+        Shape (rows,).
+    """
+    if values.device.type != "cpu" or values.shape[1] > _SHORT:
+        return values.topk(k, dim=1).values[:, -1]
+    return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, -k].copy())
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Where a mask is true: positions in it laid out flat, int64, rising; shape (true,)."""
+    if mask.device.type != "cpu":
+        return mask.reshape(-1).nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
