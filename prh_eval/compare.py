@@ -73,8 +73,9 @@ class ReferenceScore:
         score: Its alignment with the reference, in [0, 1].
         stderr: The standard error of it.
         low: Lower end of the 95 % confidence interval of the chosen pair's expected score, around
-            the score less what the choice flatters it by.
+            the score less ``flattery``.
         high: Upper end.
+        flattery: What the choice of the layer pair flatters the score by.
         layer: Layer of the model.
         reference_layer: Layer of the reference.
     """
@@ -84,6 +85,7 @@ class ReferenceScore:
     stderr: float
     low: float
     high: float
+    flattery: float
     layer: int
     reference_layer: int
 
@@ -247,6 +249,7 @@ def compare_with(
                 each.score,
                 each.stderr,
                 *confidence_interval(each.score - flattered, each.stderr),
+                flattered,
                 each.x_layer,
                 each.y_layer,
             )

@@ -326,7 +326,9 @@ def _verify(path: Path, file: Any, metadata: Mapping[str, str]) -> None:
 
 def _blocks(array: Any) -> Iterator[npt.NDArray[Any]]:
     """An array of a file in blocks of rows."""
-    count, *row = array.get_shape()
+    if not (shape := array.get_shape()):
+        return  # a single value is in no file of ours
+    count, *row = shape
     rows = max(1, _BLOCK_BYTES // max(1, 8 * prod(row)))
     for start in range(0, count, rows):
         yield np.ascontiguousarray(array[start : min(start + rows, count)])
@@ -402,7 +404,8 @@ def _graph(file: Any, k: int) -> NeighborGraph:
         if not 0 <= neighbours.min() <= neighbours.max() < n:
             raise ValueError(f"an index is outside 0..{n - 1}")
         marked = np.zeros(neighbours.size, dtype=np.bool_)
-        marked[ties[slice(*np.searchsorted(ties, (start, stop)))] - start] = True
+        own = ties[slice(*np.searchsorted(ties, (start, stop)))]
+        marked[own.astype(np.int64) - start] = True
         present = np.arange(width) < lengths[layer][:, None]
         indices[layer][present] = neighbours
         tied[layer][present] = marked

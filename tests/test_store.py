@@ -407,3 +407,11 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path
     monkeypatch.delenv("PRH_EVAL_CACHE")
     assert "prh_eval" in cache_folder().parts
+
+
+def test_a_single_value_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    about = {"format": store.FORMAT, "k": "3", "header": "{}", "sha256": "x"}
+    safetensors.numpy.save_file({"indices": np.array(3, dtype=np.int32)}, path, about)
+    with pytest.raises(ArtifactError, match="checksum does not fit"):
+        read_artifact(path)

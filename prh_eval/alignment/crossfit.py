@@ -15,6 +15,8 @@ from prh_eval.alignment.uncertainty import standard_error
 
 # Fewer items have halves without neighbours of their own.
 _LEAST = 10
+# Share of the noise of a half, which has a quarter of the edges, that all items have.
+_NOISE = 0.5
 # Against 0 / 0.
 _NOTHING = 1e-9
 
@@ -115,8 +117,8 @@ def cross_fitted(
     error = standard_error(x.layer(usual_x), y.layer(usual_y), k)
     # Of a ratio of means.
     among_splits = (shared - score * edges).var() / edges.mean() ** 2 / splits
-    # Of noise twice that of all items; below 0 by rounding alone.
-    flattery = max(0.0, higher / (2 * splits) / 2)
+    # Below 0 by rounding alone.
+    flattery = max(0.0, _NOISE * higher / (2 * splits))
     return CrossFitted(score, math.sqrt(error**2 + float(among_splits)), layers, flattery)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
+from prh_eval.alignment.precision import single_dtype
 
 # Relative error of a sum of products in float32, a term: in any order, truncated rather than
 # rounded, as matrix units of accelerators do (2^-24 is that of rounding).
@@ -47,9 +48,9 @@ def copied(frame: Frame, index: slice, matrix: Tensor, held: Single | None = Non
             rounded.append(torch.linalg.vector_norm(single - low, dim=1))
         lengths.append(torch.linalg.vector_norm(low, dim=1))
     length = _joined(lengths)
-    e = lost = frame.single_error(length)
-    if rounded:
-        e = lost + _joined(rounded)
+    off = _joined(rounded) if rounded else torch.zeros_like(length)
+    lost = frame.single_error(length + off)
+    e = lost + off
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
     matrix[:, dim + 2 * pieces :] = 0
     if held is not None:
@@ -153,15 +154,6 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cpu" and _cpu_has_bfloat16():
         return torch.bfloat16
     return single_dtype()
-
-
-def single_dtype() -> torch.dtype:
-    """float32, or float64 where torch is set to multiply float32 with less than its precision."""
-    try:
-        exact = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set in two of torch's ways
-        exact = False
-    return torch.float32 if exact else torch.float64
 
 
 def _cpu_has_bfloat16() -> bool:

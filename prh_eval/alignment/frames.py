@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from prh_eval.alignment.precision import single_dtype
 from prh_eval.alignment.rows import SINGLE_ERROR, Rows
 from prh_eval.alignment.sharing import Sharing
 
@@ -179,7 +180,8 @@ def frame(
     """
     share = sharing.rows(len(rows))
     parts = [*rows.blocks(block, share.start, share.stop)]
-    quick = similarity == "cosine" and rows.stored.dtype != torch.float64
+    exact = rows.stored.dtype == torch.float64 or single_dtype() == torch.float64
+    quick = similarity == "cosine" and not exact
     total, unit = _measured(rows, parts, similarity, quick)
     if quick and not torch.isfinite(total).all():
         # Not finite, or beyond what float32 can hold on the way.

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 def with_float64(x: Tensor) -> Tensor:
     """The same tensor on a device that has float64: its own, or the CPU where that is mps."""
     return x.cpu() if x.device.type == "mps" else x
+
+
+def single_dtype() -> torch.dtype:
+    """float32, or float64 where torch is set to multiply float32 with less than its precision."""
+    try:
+        exact = torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set in two of torch's ways
+        exact = False
+    return torch.float32 if exact else torch.float64

@@ -85,19 +85,24 @@ def _close(layer: Frame, single: Single, items: slice, chosen: Tensor, counts: T
 
 def _exact(layer: Frame, plan: SearchPlan, items: Tensor, names: Tensor, wanted: Tensor) -> Tensor:
     """Nearness of items to their wanted candidates in float64: shape (wanted pairs,)."""
-    counts = wanted.sum(dim=1)
+    counts, chosen = wanted.sum(dim=1), names[wanted].long()
+    if len(others := torch.unique(chosen)) <= plan.block:
+        # Made once, where that is no more than is made at a time anyway.
+        return _pairs(layer, items, others, chosen, counts)
     size = max(1, plan.pairs // max(1, int(counts.max())))
+    parts = [slice(start, start + size) for start in range(0, len(items), size)]
+    some = torch.split(chosen, [int(counts[part].sum()) for part in parts])
     return torch.cat(
         [
-            _pairs(layer, items[part], names[part][wanted[part]].long(), counts[part])
-            for part in (slice(start, start + size) for start in range(0, len(items), size))
+            _pairs(layer, items[part], torch.unique(own), own, counts[part])
+            for part, own in zip(parts, some, strict=True)
         ]
     )
 
 
-def _pairs(layer: Frame, items: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
-    """Nearness in float64 of each item to as many of the chosen as it has."""
-    others, index = torch.unique(chosen, return_inverse=True)
+def _pairs(layer: Frame, items: Tensor, others: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
+    """Nearness in float64 of each item to as many of the chosen as it has, all among others."""
+    index = torch.searchsorted(others, chosen)
     if layer.similarity == "cosine":
         return _inner([layer.rows[items]], [layer.rows[others]], counts, index)
     (mine, b), (theirs, c) = layer.centred(items), layer.centred(others)

@@ -13,8 +13,9 @@ from prh_eval.alignment.precision import with_float64
 # How far a row made in float32 may be off, as a share of its length: clipped to a rounded limit,
 # times a rounded number.
 SINGLE_ERROR = 2.0**-22
-# Lengths whose reciprocals are in the normal range of float32.
-_LONGEST = 1e37
+# Lengths that are in the normal range of float32, and so are their reciprocals.
+_SHORTEST, _LONGEST = 1e-30, 1e37
+_MOST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,15 +101,17 @@ class Rows:
     def single(self, index: slice) -> Tensor:
         """Some rows made in float32, shape (rows, dim): exact, or off by ``SINGLE_ERROR``.
 
-        Not of what is stored in float64. Where a length is outside the range of float32, the row
-        is not finite.
+        Not of what is stored in float64. Where a length is near the ends of float32's range, the
+        row is not finite.
         """
         x = self.stored[index].to(self.place).float()
         if self.limit is not None:
-            x = x.clamp(-self.limit, self.limit)
+            limit = min(self.limit, _MOST)
+            x = x.clamp(-limit, limit)
         if self.unit:
             length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-            scale = torch.where(length > _LONGEST, torch.inf, 1 / length)
+            outside = (length < _SHORTEST) | (length > _LONGEST)
+            scale = torch.where(outside, torch.inf, 1 / length)
             x = x * torch.where(length > 0, scale, 1.0).float()
         return x
 

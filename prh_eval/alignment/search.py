@@ -14,10 +14,10 @@ from prh_eval.alignment.filters import (
     columns,
     copied,
     single_bounds,
-    single_dtype,
     turn,
 )
 from prh_eval.alignment.frames import Frame, Single
+from prh_eval.alignment.precision import single_dtype
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, stacked
 from prh_eval.alignment.rescoring import rescored
 from prh_eval.alignment.sharing import Sharing

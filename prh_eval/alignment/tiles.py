@@ -112,9 +112,10 @@ class SearchPlan:
         # The first tile has the most to sort: groups that reach the floor, and their members.
         sorting = self.side * (self.keep + 16) * 180 + 96 * min(self.near, self.side**2)
         sorting += 2 * self.side**2
-        ranking = self.side * self.keep * 120
+        # The last that was gathered may be kept beside, as much again.
+        ranking = 2 * self.side * self.keep * 120
         rows = 8 * self.side * self.dim
-        pairs = 3 * 8 * max(self.pairs, self.keep) * self.dim
+        pairs = 3 * 8 * max(self.pairs, 2 * self.keep) * self.dim
         # A second pass in float32 may find the first one's memory in pieces that are too small.
         return making + max(product + 2 * sorting, ranking + rows + pairs, self._ranking_bytes)
 

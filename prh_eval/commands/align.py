@@ -188,6 +188,13 @@ def table(result: Report, x: Side, y: Side) -> str:
         for layer, row in enumerate(alignment.grid)
     ]
     low, high = result.interval
+    crossed = result.cross_fitted
+    around = (
+        f" (around the score less {crossed.flattery:.{digits}f}, by which choosing the pair "
+        "flatters it)"
+        if crossed and crossed.flattery
+        else ""
+    )
     return "\n".join(
         [
             *(f"{name}: {_described(side)}" for name, side in (("X", x), ("Y", y))),
@@ -195,8 +202,8 @@ def table(result: Report, x: Side, y: Side) -> str:
             "",
             tabulate(scores, columns, disable_numparse=True),
             "",
-            f"95 % interval of the best pair: {low:.{digits}f} to {high:.{digits}f}; z = "
-            f"{result.z:.1f} standard deviations above chance",
+            f"95 % interval of the best pair: {low:.{digits}f} to {high:.{digits}f}{around}",
+            f"z = {result.z:.1f} standard deviations above chance",
             _null(result, digits),
             *filter(None, [result.hub_warning]),
             "\nEach layer of X with the layer of Y that is best for it:\n",

@@ -161,7 +161,8 @@ def reference_tables(comparison: ReferenceComparison) -> str:
     count = len(comparison.differences)
     return (
         f"{scores}\n\n"
-        f"{comparison.metric} with {comparison.reference}, best layer pair ± standard error; "
+        f"{comparison.metric} with {comparison.reference}, best layer pair ± standard error, and "
+        "interval around the score less what choosing the pair flatters it by; "
         f"{_made_on(comparison)}; layers from 0\n\n"
         f"{differences}\n\n"
         f"{count} difference{'s' if count > 1 else ''} on the same items, ± their own standard "

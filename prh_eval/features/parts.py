@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -264,22 +265,29 @@ def _gathered(
             row[piece.start : piece.stop] = rank * most + at + torch.arange(len(piece))
     if parts is not None:
         parts.clear_whole()  # what a killed run has left
-    run = int(all_gather(torch.randint(2**62, (1,)))[0])
+    run = int(all_gather(torch.tensor([secrets.randbits(62)]))[0])
     whole: list[Tensor] = []
     while layers:
         # One layer at a time, each given up once it is copied, to hold the features once.
         layer = all_gather(layers.pop(0))[row]
         path = parts.write_whole(f"{run:016x}-{len(whole):06d}", layer) if parts else None
         # Where one process has no file, none maps one; after this all files are whole.
-        if bool(all_gather(torch.tensor([path is None])).any()):
-            whole.append(layer)
-        else:
-            whole.append(_mapped(path, layer))
+        if parts is not None and bool(all_gather(torch.tensor([path is None])).any()):
+            # All have mapped the layers before. The disk is not filled up layer by layer.
+            parts.clear_whole()
+            parts = None
+        whole.append(layer if parts is None or path is None else _mapped(path, layer))
+    if parts is not None:
+        all_gather(torch.zeros(1))
+        # All have mapped the last one, and what is mapped stays: a kill leaves nothing.
+        parts.clear_whole()
     return whole
 
 
-def _mapped(path: Path | None, layer: Tensor) -> Tensor:
+def _mapped(path: Path, layer: Tensor) -> Tensor:
     """The same layer out of a file, in memory that the processes of a machine share."""
-    assert path is not None
-    values = torch.from_file(str(path), shared=False, size=layer.numel(), dtype=layer.dtype)
+    try:
+        values = torch.from_file(str(path), shared=False, size=layer.numel(), dtype=layer.dtype)
+    except RuntimeError:  # a file system that cannot map files
+        return layer
     return values.view(layer.shape)

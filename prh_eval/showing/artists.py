@@ -386,9 +386,10 @@ def _legend(findings: Findings) -> list[Artist]:
         Line2D([], [], color=_BLUE, marker="o", markersize=3, linewidth=1.4, label="score"),
     ]
     if findings.interval is not None:
-        handles.append(
-            Line2D([], [], color=_BLUE, linewidth=3, alpha=0.35, label=f"{CONFIDENCE} interval")
-        )
+        crossed = findings.cross_fitted
+        less = ", less what choosing adds" if crossed and crossed.flattery else ""
+        label = f"{CONFIDENCE} interval{less}"
+        handles.append(Line2D([], [], color=_BLUE, linewidth=3, alpha=0.35, label=label))
     if findings.cross_fitted is not None:
         cross: dict[str, Any] = {
             "marker": "x",

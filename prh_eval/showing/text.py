@@ -143,7 +143,7 @@ def _score(findings: Findings, signs: Signs) -> str:
         flattery = crossed.flattery if crossed else None
         meaning = "of the score over other such items"
         if flattery:
-            meaning = f"of it over other items, less {number(flattery)} that the choice flatters"
+            meaning = f"of the score less {number(flattery)}, by which choosing flatters"
         rows.append((f"{CONFIDENCE} interval", f"{low} to {high}", meaning))
     if findings.chance is not None:
         meaning = "mean where items are re-paired at random"

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prh_eval.features import parts as parts_module
 from prh_eval.features.parts import Parts, pieces, shared
 
 
@@ -371,3 +372,36 @@ def test_one_progress_bar(
     bar = capsys.readouterr().err
     assert shown in bar
     assert bool(bar) == bool(shown)
+
+
+# ---------------------------------------------------------------- layers that processes share
+
+
+@pytest.mark.parametrize("full_from", [0, 1, 3])
+def test_a_disk_that_fills_up_is_left_as_it_was(tmp_path, monkeypatch, full_from):
+    layers, tried = drawn(6, 3, 4, 5), []
+    real = Parts.write_whole
+
+    def write(self: Parts, name: str, layer: Tensor) -> Path | None:
+        tried.append(name)
+        path = real(self, name, layer)
+        return path if len(tried) <= full_from else None
+
+    monkeypatch.setattr(Parts, "write_whole", write)
+    gathered = parts_module._gathered(
+        [layer.clone() for layer in layers], [{range(6): 0}], 6, lambda x: x, Parts(tmp_path)
+    )
+    assert equal(gathered, layers)
+    assert len(tried) == min(full_from + 1, 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_cannot_map_files_costs_memory_alone(tmp_path, monkeypatch):
+    def refuse(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("unable to mmap")
+
+    monkeypatch.setattr(torch, "from_file", refuse)
+    layers = drawn(6, 3, 4)
+    copies = [layer.clone() for layer in layers]
+    gathered = parts_module._gathered(copies, [{range(6): 0}], 6, lambda x: x, Parts(tmp_path))
+    assert equal(gathered, layers)
