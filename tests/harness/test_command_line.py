@@ -70,7 +70,7 @@ def several_captions(folder: Path, texts: list[str]) -> None:
     (folder / "tasks" / "several.yaml").write_text(
         "task: several\nclass: !function prh_eval.harness.task.AlignmentTask\n"
         "metadata: {version: 1, prh_reference: numbers, prh_caption: mean, "
-        "prh_control: untrained}\n"
+        "prh_control: untrained, prh_bits_per_byte: true}\n"
     )
 
 
@@ -96,6 +96,7 @@ def test_two_processes_give_exactly_the_result_of_one(
     assert two.returncode == 0, two.stderr
     first, second = results(tmp_path / "one"), results(tmp_path / "two")
     assert second["results"] == first["results"]
+    assert any("bits_per_byte" in metric for metric in first["results"]["several"])
     for task in tasks:
         recorded = [run["configs"][task]["metadata"]["alignment"] for run in (first, second)]
         assert recorded[0] == recorded[1]
