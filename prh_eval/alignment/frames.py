@@ -90,16 +90,18 @@ class Frame:
             the same rows, float64, shape (rows,), off by :meth:`offset_error`.
         """
         columns = parts(self.rows.dim)
-        singles = [] if out is None else [part[index] for part in out]
+        if out is None:
+            singles = _empty_parts(index.stop - index.start, self)
+        else:
+            singles = [part[index] for part in out]
         if not self.quick:
             d, b = self.centred(index)
             # What is stored may be of any magnitude, the product is in the range of float32.
             d = d.mul_(self.factor)
-            for single, part in zip(singles, columns, strict=False):
+            for single, part in zip(singles, columns, strict=True):
                 single.copy_(d[:, part])
-            return singles or [d[:, part].float() for part in columns], b
+            return singles, b
         x, mean = self.rows.single(index), self.mean.float()
-        singles = singles or [x.new_empty(len(x), part.stop - part.start) for part in columns]
         shift, b = mean * -self.factor, x.new_zeros(len(x), dtype=torch.float64)
         for single, part in zip(singles, columns, strict=True):
             torch.add(shift[part], x[:, part], alpha=self.factor, out=single)
@@ -138,6 +140,12 @@ def parts(dim: int) -> list[slice]:
     return [slice(start, min(start + SUMMED, dim)) for start in range(0, dim, SUMMED)]
 
 
+def _empty_parts(count: int, frame: Frame) -> list[Tensor]:
+    """Room for so many rows in float32."""
+    widths = (part.stop - part.start for part in parts(frame.rows.dim))
+    return [frame.mean.new_empty(count, width, dtype=torch.float32) for width in widths]
+
+
 @dataclass(frozen=True, eq=False)
 class Single:
     """A layer in float32, for what need not be exact.
@@ -154,12 +162,8 @@ class Single:
     @classmethod
     def empty(cls, frame: Frame) -> Single:
         """Of a layer, to be filled."""
-        n, dim, place = len(frame.rows), frame.rows.dim, frame.mean.device
-        widths = (part.stop - part.start for part in parts(dim))
-        return cls(
-            [torch.empty(n, width, device=place) for width in widths],
-            torch.empty(n, dtype=torch.float64, device=place),
-        )
+        n = len(frame.rows)
+        return cls(_empty_parts(n, frame), frame.mean.new_empty(n))
 
 
 def frame(
@@ -179,17 +183,17 @@ def frame(
             or squared distances are beyond the range of float64.
     """
     share = sharing.rows(len(rows))
-    parts = [*rows.blocks(block, share.start, share.stop)]
+    blocks = [*rows.blocks(block, share.start, share.stop)]
     exact = rows.stored.dtype == torch.float64 or single_dtype() == torch.float64
     quick = similarity == "cosine" and not exact
-    total, unit = _measured(rows, parts, similarity, quick)
+    total, unit = _measured(rows, blocks, similarity, quick)
     if quick and not torch.isfinite(total).all():
         # Not finite, or beyond what float32 can hold on the way.
         quick = False
-        total, unit = _measured(rows, parts, similarity, quick)
+        total, unit = _measured(rows, blocks, similarity, quick)
     mean = sharing.all_gather(total[None]).sum(dim=0) / len(rows)
     if not torch.isfinite(mean).all():
-        bad = (part.start + int(row) for part in parts for row in _not_finite(rows[part]))
+        bad = (part.start + int(row) for part in blocks for row in _not_finite(rows[part]))
         raise ValueError(
             f"neighbours need finite features, and item {next(bad, 'unknown')} is not; call "
             "validate_features first"
@@ -202,7 +206,7 @@ def frame(
         spread = 1 - float(mean.square().sum())
         return Frame(rows, similarity, mean, 1.0, quick=quick and (rows.exact or spread > _SPREAD))
     largest = torch.zeros((), dtype=torch.float64, device=rows.place)
-    for part in parts:
+    for part in blocks:
         largest = largest.maximum((rows[part] - mean).square().sum(dim=1).max())
     scale = float(sharing.all_gather(largest[None]).max())
     if not math.isfinite(scale) or 0 < scale < _LEAST_SCALE:
@@ -216,11 +220,11 @@ def frame(
 
 
 def _measured(
-    rows: Rows, parts: list[slice], similarity: Similarity, quick: bool
+    rows: Rows, blocks: list[slice], similarity: Similarity, quick: bool
 ) -> tuple[Tensor, bool]:
     """The sum of some rows, float64, shape (dim,); and whether each is of length 1 or 0."""
     total, unit = torch.zeros(rows.dim, dtype=torch.float64, device=rows.place), True
-    for part in parts:
+    for part in blocks:
         x = rows.single(part) if quick else rows[part]
         total += x.sum(dim=0)
         if similarity == "cosine" and not rows.unit:

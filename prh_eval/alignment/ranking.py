@@ -49,7 +49,7 @@ def nearest(
         kept = (group <= group[:, k - 1 : k]) & (values > -torch.inf)
         closed = ~kept[:, -1] if looked_at < n else torch.ones_like(kept[:, -1])
         named = found if names is None else names.gather(1, found).long()
-        # Groups stay in order; within one, the order of topk gives way to that of the items.
+        # Groups stay in order; within one, the order of the values gives way to that of the items.
         ordered = (group * most + named).sort(dim=1).values % most
         indices = torch.where(kept, ordered, -1).to(torch.int32)
         width = int(kept[closed].sum(dim=1).max()) if closed.any() else 0
