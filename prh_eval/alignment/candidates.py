@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.filters import output_error
-from prh_eval.alignment.ordering import kth_largest, largest, positions
+from prh_eval.alignment.ordering import kth_largest, largest, reaching, stable_order
 
 # Neighbours are looked at in groups, by their largest value: in small ones as long as more than so
 # many of a tile are near an item, on average, then in large ones. So many do for a first floor.
@@ -77,7 +77,7 @@ class Candidates:
         if not self._started:
             self._start(most)
         floor = self._floor()
-        reached = positions(most >= floor[:, None])
+        reached = reaching(most, floor)
         self._many = len(reached) > _NEAR * len(floor)
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
@@ -85,12 +85,15 @@ class Candidates:
             item = some // stride
             group = some - item * stride
             near = grouped[item, :, group] if items_first else grouped[:, group, item].T
-            near = near.float().reshape(-1)
-            least = floor.index_select(0, item).repeat_interleave(size)
-            found = positions(near >= least)
+            near = near.float()
+            found = reaching(near, floor.index_select(0, item))
             hit = found // size
             index = (found - hit * size) * stride + group.index_select(0, hit) + offset
-            part = item.index_select(0, hit), index.to(torch.int32), near.index_select(0, found)
+            part = (
+                item.index_select(0, hit),
+                index.to(torch.int32),
+                near.reshape(-1).index_select(0, found),
+            )
             self._waiting.append(part)
             self._count += len(found)
         if whole < count:
@@ -149,13 +152,15 @@ class Candidates:
         keep = self._values.shape[1]
         count = torch.bincount(item, minlength=len(self._values))
         longest = int(count.max())
-        if not ordered or longest > _LONG * keep:
+        whole = longest <= _LONG * keep
+        if not whole:
             order = value.argsort(descending=True)
-            order = order[item[order].argsort(stable=True)]
+            item, index, value = item[order], index[order], value[order]
+        if not (ordered and whole):
+            order = stable_order(item, len(count))
             item, index, value = item[order], index[order], value[order]
         first = (count.cumsum(0) - count).index_select(0, item)
         place = torch.arange(len(item), device=item.device) - first
-        whole = longest <= _LONG * keep
         if not whole:
             kept = place < keep
             item, index, value, place = item[kept], index[kept], value[kept], place[kept]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
 from prh_eval.alignment.precision import single_dtype
+from prh_eval.alignment.products import HAS_OUT_DTYPE
 
 # Relative error of a sum of products in float32, a term: in any order, truncated rather than
 # rounded, as matrix units of accelerators do (2^-24 is that of rounding).
@@ -15,8 +16,6 @@ _SUMMING = 2.0**-22
 _INFLATED = 1.001
 # Columns are a multiple of what matrix units like, and vectors of a CPU, which have no float16.
 _MATRIX_UNITS, _VECTORS = 32, 8
-# Whether a product of float16 can be had in float32 (torch 2.8, on CUDA).
-HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
 # Error of rounding to nearest, relative; float16's below its normal range is absolute.
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 1.01 * 2.0**-8, torch.float16: 1.01 * 2.0**-11}
 
@@ -45,8 +44,9 @@ def copied(frame: Frame, index: slice, matrix: Tensor, held: Single | None = Non
         low = single
         if matrix.dtype != torch.float32:
             low = matrix[:, part].float()
-            rounded.append(torch.linalg.vector_norm(single - low, dim=1))
         lengths.append(torch.linalg.vector_norm(low, dim=1))
+        if low is not single:
+            rounded.append(torch.linalg.vector_norm(low.sub_(single), dim=1))
     length = _joined(lengths)
     off = _joined(rounded) if rounded else torch.zeros_like(length)
     lost = frame.single_error(length + off)
@@ -59,7 +59,7 @@ def copied(frame: Frame, index: slice, matrix: Tensor, held: Single | None = Non
     for piece in range(pieces):
         matrix[:, dim + piece] = rest
         rest = rest - matrix[:, dim + piece].double()
-    rest = rest.abs() + frame.offset_error(lost, length + e)
+    rest = rest.abs() + frame.offset_error(lost)
     return torch.stack([e, length, rest, b.abs(), lost]) * _INFLATED
 
 
@@ -109,7 +109,7 @@ def single_bounds(stats: Tensor, largest: Tensor, frame: Frame) -> Tensor:
     With l = a + e no less than |d|, c = |d - d in float32|, and o how far b is off for that:
 
         c_i max(l) + l_i max(c)                          (rounded factors)
-        + o(c_i, l_i) + o(max(c), max(l))                (b of either, of the rounded rows)
+        + o(c_i) + o(max(c))                             (b of either, of the rounded rows)
         + S 2^-24 l_i max(l)                             (S products added up in float32)
 
     in any order of the sum, each step rounded to nearest. Sums of S products, at most ``SUMMED``,
@@ -128,7 +128,7 @@ def single_bounds(stats: Tensor, largest: Tensor, frame: Frame) -> Tensor:
     length, most = a + e, most_a + most_e
     summed: Tensor = min(frame.rows.dim, SUMMED) * 2.0**-24 * length * most
     rounded: Tensor = c * most + length * most_c
-    rounded = rounded + frame.offset_error(c, length) + frame.offset_error(most_c, most)
+    rounded = rounded + frame.offset_error(c) + frame.offset_error(most_c)
     return ((rounded + summed) * _INFLATED + 2.0**-100) / frame.factor / frame.factor
 
 

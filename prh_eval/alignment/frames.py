@@ -28,7 +28,7 @@ _SPREAD = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A layer, and what the nearness of its items is measured from.
+    """A layer, or several, and what the nearness of the items of each is measured from.
 
     Without the mean of the items, m, what is left to round is small even where all items point
     the same way. With d = x - m the nearness of two items is f_ij = d_i.d_j + b_i + b_j, where
@@ -37,9 +37,9 @@ class Frame:
     - Euclidean: b = -|d|^2 / 2, so that f is -1/2 of the squared distance.
 
     Attributes:
-        rows: The layer, n items.
+        rows: The layer, n items; several only for cosine.
         similarity: Which nearness.
-        mean: m, float64, shape (dim,).
+        mean: m of each layer, float64, shape (layers, dim).
         scale: What ties are relative to: 1 for cosine, the largest squared distance from the mean
             for Euclidean.
         offsets: b of all items, float64, shape (n,), where ``rows`` are d already; else None.
@@ -71,10 +71,42 @@ class Frame:
         """D and b of some rows: float64, shapes (rows, dim) and (rows,)."""
         if self.offsets is not None:
             return self.rows[index], self.offsets[index]
-        d = self.rows[index] - self.mean
-        if self.similarity == "cosine":
-            return d, d @ self.mean
-        return d, torch.linalg.vecdot(d, d) / -2
+        mean = self._mean_of(index)
+        d = self.rows[index] - mean
+        return d, _dot(d, mean) if self.similarity == "cosine" else torch.linalg.vecdot(d, d) / -2
+
+    def level(self, items: slice) -> Tensor:
+        """What nearness of some items is less than their inner products: float64, (items,) or (1,).
+
+        It is m.m for cosine; Euclidean nearness is meant as it is.
+        """
+        level = self.mean.square().sum(dim=1)
+        if self.similarity != "cosine":
+            return torch.zeros_like(level)
+        return level if self.rows.layers == 1 else level.repeat_interleave(self.rows.n)[items]
+
+    def names(self, items: Tensor, others: Tensor, counts: Tensor) -> Tensor:
+        """Rows of other items, as many as each item has, of which the number in its layer is known.
+
+        Args:
+            items: Rows of items, int64, shape (items,).
+            others: The numbers of the others, int64, shape (pairs,), in the order of the items.
+            counts: How many others each item has, int64, shape (items,).
+        """
+        if self.rows.layers == 1:
+            return others
+        return others + (items - items % self.rows.n).repeat_interleave(counts)
+
+    def _mean_of(self, index: slice | Tensor) -> Tensor:
+        """M of some rows: shape (rows, dim), or (1, dim) where it is the same for all."""
+        if self.rows.layers == 1:
+            return self.mean
+        if isinstance(index, Tensor):
+            return self.mean[index // self.rows.n]
+        n = self.rows.n
+        means = self.mean[index.start // n : -(-index.stop // n)]
+        # Of whole layers, or of one.
+        return means if len(means) == 1 else means.repeat_interleave(n, dim=0)
 
     def single(
         self, index: slice, out: Sequence[Tensor] | None = None
@@ -101,11 +133,11 @@ class Frame:
             for single, part in zip(singles, columns, strict=True):
                 single.copy_(d[:, part])
             return singles, b
-        x, mean = self.rows.single(index), self.mean.float()
-        shift, b = mean * -self.factor, x.new_zeros(len(x), dtype=torch.float64)
+        x, mean = self.rows.single(index), self._mean_of(index)
+        shift, b = mean.float() * -self.factor, mean.new_zeros(len(x))
         for single, part in zip(singles, columns, strict=True):
-            torch.add(shift[part], x[:, part], alpha=self.factor, out=single)
-            b += single @ mean[part]
+            torch.add(shift[:, part], x[:, part], alpha=self.factor, out=single)
+            b += _dot(single.double(), mean[:, part])
         return singles, b / self.factor
 
     def single_error(self, length: Tensor) -> Tensor:
@@ -120,19 +152,20 @@ class Frame:
             lost = lost + self.factor * SINGLE_ERROR
         return lost
 
-    def offset_error(self, lost: Tensor, length: Tensor) -> Tensor:
-        """How far b from rows in float32 may be off, in units of products.
-
-        It is |m| (c + S 2^-24 l), of rows of length l that are off by c, and sums of S products.
+    def offset_error(self, lost: Tensor) -> Tensor:
+        """How far b from rows in float32 may be off, in units of products: |m| c.
 
         Args:
-            lost: c, float64.
-            length: l, float64.
+            lost: c, how far the rows are off, float64.
         """
         if not self.quick:
             return torch.zeros_like(lost)
-        mean = self.factor * float(torch.linalg.vector_norm(self.mean))
-        return (lost + min(self.rows.dim, SUMMED) * 2.0**-24 * length) * mean
+        return lost * (self.factor * float(torch.linalg.vector_norm(self.mean, dim=1).max()))
+
+
+def _dot(x: Tensor, mean: Tensor) -> Tensor:
+    """Inner products of rows with a mean each, or with one of all."""
+    return x @ mean[0] if len(mean) == 1 else torch.linalg.vecdot(x, mean)
 
 
 def parts(dim: int) -> list[slice]:
@@ -169,10 +202,10 @@ class Single:
 def frame(
     rows: Rows, similarity: Similarity, block: int, sharing: Sharing, *, own: bool = False
 ) -> Frame:
-    """Measure a layer: its mean and its scale.
+    """Measure a layer, or several: the means and the scale.
 
     Args:
-        rows: n items.
+        rows: The layer, n items; several only for cosine, and where one process has all items.
         similarity: Which nearness; for cosine the rows must have length 1 or 0.
         block: Rows that are held in float64 at a time.
         sharing: The processes that share the items.
@@ -191,9 +224,10 @@ def frame(
         # Not finite, or beyond what float32 can hold on the way.
         quick = False
         total, unit = _measured(rows, blocks, similarity, quick)
-    mean = sharing.all_gather(total[None]).sum(dim=0) / len(rows)
+    mean = sharing.all_gather(total[None]).sum(dim=0) / rows.n
     if not torch.isfinite(mean).all():
-        bad = (part.start + int(row) for part in blocks for row in _not_finite(rows[part]))
+        found = (part.start + int(row) for part in blocks for row in _not_finite(rows[part]))
+        bad = (row % rows.n for row in found)
         raise ValueError(
             f"neighbours need finite features, and item {next(bad, 'unknown')} is not; call "
             "validate_features first"
@@ -203,7 +237,7 @@ def frame(
     if similarity == "cosine":
         # Any vector near the mean will do: one that float32 holds.
         mean = mean.float().double()
-        spread = 1 - float(mean.square().sum())
+        spread = 1 - float(mean.square().sum(dim=1).max())
         return Frame(rows, similarity, mean, 1.0, quick=quick and (rows.exact or spread > _SPREAD))
     largest = torch.zeros((), dtype=torch.float64, device=rows.place)
     for part in blocks:
@@ -222,11 +256,13 @@ def frame(
 def _measured(
     rows: Rows, blocks: list[slice], similarity: Similarity, quick: bool
 ) -> tuple[Tensor, bool]:
-    """The sum of some rows, float64, shape (dim,); and whether each is of length 1 or 0."""
-    total, unit = torch.zeros(rows.dim, dtype=torch.float64, device=rows.place), True
+    """The sum of some rows, float64, (layers, dim); and whether each row is of length 1 or 0."""
+    total = torch.zeros(rows.layers, rows.dim, dtype=torch.float64, device=rows.place)
+    unit = True
     for part in blocks:
         x = rows.single(part) if quick else rows[part]
-        total += x.sum(dim=0)
+        layers = slice(part.start // rows.n, -(-part.stop // rows.n))
+        total[layers] += torch.unflatten(x, 0, (layers.stop - layers.start, -1)).sum(dim=1)
         if similarity == "cosine" and not rows.unit:
             lengths = torch.linalg.vector_norm(x, dim=1)
             unit = unit and bool(((lengths == 0) | ((lengths - 1).abs() < 1e-5)).all())

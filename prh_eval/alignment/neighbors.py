@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from prh_eval.alignment.frames import Frame, Similarity, frame
 from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.products import write_symmetric_product
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, widened
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.search import searched
 from prh_eval.alignment.sharing import ALONE, Sharing, gathered_rows
-from prh_eval.alignment.tiles import SearchPlan, is_memory, plan_search, smaller
+from prh_eval.alignment.tiles import SearchPlan, is_memory, plan_search, smaller, together
 from prh_eval.errors import PrhEvalError
+
+logger = logging.getLogger(__name__)
 
 
 def neighbor_graph(
@@ -75,14 +80,16 @@ def neighbor_graph(
             f"k = {k} nearest neighbours cannot be found among {n} items; k must be between 1 and "
             f"{n - 1}"
         )
-    layers = []
     for index, x in enumerate(features):
         if len(x) != n:
             raise PrhEvalError(
                 f"layer {index} has {len(x)} items and layer 0 has {n}, where all layers must "
                 "describe the same items"
             )
-        rows = (x if isinstance(x, Rows) else Rows(x)).on(device)
+    layers: list[Found] = []
+    while len(layers) < len(features):
+        rest = (_rows(x, device) for x in features[len(layers) :])
+        rows = next(rest)
         plan = plan_search(
             n,
             rows.dim,
@@ -92,32 +99,57 @@ def neighbor_graph(
             processes=sharing.world_size,
             loading_bytes=rows.loading_bytes,
         )
-        layers.append(layer_neighbors(rows, similarity, plan, sharing))
-        if progress:
-            progress(index + 1)
+        # Distances have a scale of their own in each layer.
+        alike = [rows, *takewhile(rows.joins, rest)] if similarity == "cosine" else [rows]
+        for found in _together(alike, similarity, plan, sharing):
+            layers.append(found)
+            if progress:
+                progress(len(layers))
     width = max(indices.shape[1] for indices, _ in layers)
     _check_width(width, n * len(layers), plan)
     indices, tied = zip(*(widened(layer, width) for layer in layers), strict=True)
     return NeighborGraph(torch.stack(indices), torch.stack(tied), k)
 
 
+def _rows(x: Tensor | Rows, device: torch.device | None) -> Rows:
+    return (x if isinstance(x, Rows) else Rows(x)).on(device)
+
+
+def _together(
+    layers: list[Rows], similarity: Similarity, plan: SearchPlan, sharing: Sharing
+) -> Sequence[Found]:
+    """The neighbours in as many of the layers, from the first, as pay to be searched together."""
+    several = together(plan, len(layers))
+    layers = layers[: several.layers]
+    if len(layers) > 1:
+        try:
+            joined = Rows.joined(layers)
+            indices, tied = layer_neighbors(joined, similarity, several, sharing)
+            return list(zip(torch.split(indices, plan.n), torch.split(tied, plan.n), strict=True))
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory(error):
+                raise
+            logger.warning("out of memory: layers one at a time now")
+    return [layer_neighbors(layer, similarity, plan, sharing) for layer in layers]
+
+
 @torch.no_grad()
 def layer_neighbors(
     rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Sharing = ALONE
 ) -> Found:
-    """The nearest neighbours of each item in one layer, searched for in a given way.
+    """The nearest neighbours of each item in its layer, searched for in a given way.
 
     Where memory runs out in spite of the plan, tiles are halved, with a warning; among several
     processes only while tiles pass round.
 
     Args:
-        rows: The layer, ``plan.n`` items.
+        rows: The layer, ``plan.n`` items; several only for cosine, by one process.
         similarity: As for :func:`neighbor_graph`.
         plan: Sizes and types; the result does not depend on them.
         sharing: As for :func:`neighbor_graph`.
 
     Returns:
-        Indices, int32, and ties, bool, both (n, width), as in
+        Indices, int32, and ties, bool, both (layers n, width), as in
         :class:`prh_eval.alignment.graph.NeighborGraph`.
 
     Raises:
@@ -142,7 +174,7 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
         rows = rows.held(plan.block)
     elif plan.loaded:
         rows = rows.loaded()
-    share = sharing.rows(plan.n)
+    share = sharing.rows(len(rows))
     items = slice(share.start, share.stop)
     layer = frame(rows, similarity, plan.block, sharing, own=own)
     if plan.dtype == torch.float64:
@@ -167,7 +199,6 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
 
 def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:
     """Neighbours of some items by ranking the similarities to all others in float64."""
-    cosine = layer.similarity == "cosine"
     # Written to in place: the rows of chunk after chunk would scatter over the heap.
     indices = items.new_full((len(items), plan.k), -1, dtype=torch.int32)
     tied = torch.zeros_like(indices, dtype=torch.bool)
@@ -175,15 +206,8 @@ def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:
     for start in range(0, len(items), plan.ranked):
         chosen = items[start : start + plan.ranked]
         nearness = similarities[: len(chosen)]
-        mine = layer.rows[chosen] if cosine else layer.centred(chosen)[0]
-        for part in [slice(0, plan.n)] if layer.rows.made else layer.rows.blocks(plan.side):
-            if cosine:
-                nearness[:, part] = mine @ layer.rows[part].T
-            else:
-                d, b = layer.centred(part)
-                # The item's own b ranks nothing in its row.
-                nearness[:, part] = mine @ d.T + b
-        nearness.scatter_(1, chosen[:, None], -torch.inf)
+        _write_nearness(layer, plan, chosen, nearness)
+        nearness.scatter_(1, (chosen % plan.n)[:, None], -torch.inf)
         found = nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale)[:2]
         if found[0].shape[1] > indices.shape[1]:
             _check_width(found[0].shape[1], plan.n, plan)
@@ -191,6 +215,36 @@ def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:
         rows = slice(start, start + len(chosen))
         indices[rows], tied[rows] = widened(found, indices.shape[1])
     return indices, tied
+
+
+def _write_nearness(layer: Frame, plan: SearchPlan, items: Tensor, nearness: Tensor) -> None:
+    """Write the nearness of some items to all others of their layers; float64, shape (items, n).
+
+    Of Euclidean nearness without the item's own b, which ranks nothing in its row.
+    """
+    n = plan.n
+    for first in range(int(items[0]) // n * n, int(items[-1]) + 1, n):
+        own = slice(*torch.searchsorted(items, items.new_tensor([first, first + n])).tolist())
+        mine, out = items[own], nearness[own]
+        if layer.rows.made and len(mine) == n:
+            x, b = _compared(layer, slice(first, first + n))
+            write_symmetric_product(x, x, out)
+            if b is not None:
+                out += b
+            continue
+        x = _compared(layer, mine)[0]
+        size = n if layer.rows.made else plan.side
+        for part in layer.rows.blocks(size, first, first + n):
+            y, b = _compared(layer, part)
+            products = x @ y.T
+            out[:, part.start - first : part.stop - first] = products if b is None else products + b
+
+
+def _compared(layer: Frame, index: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows whose products rank neighbours, and what is added to the products, if anything."""
+    if layer.similarity == "cosine":
+        return layer.rows[index], None
+    return layer.centred(index)
 
 
 def _check_width(width: int, rows: int, plan: SearchPlan) -> None:

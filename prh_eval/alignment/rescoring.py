@@ -32,10 +32,10 @@ def rescored(
     """The neighbours of some items among their candidates, and whether that is proven.
 
     Args:
-        layer: n items.
+        layer: n items; or several layers, all rows of which are in ``items``.
         plan: Sizes and types.
         items: Which items.
-        candidates: Of these items.
+        candidates: Of these items, by their numbers in their layer.
         single: The layer in float32; None to compute all similarities in float64.
         error: How far those in float32 may be off; float64, shape (items,).
 
@@ -43,9 +43,7 @@ def rescored(
         The neighbours, and bool, shape (items,).
     """
     names, wanted, bound = candidates.result()
-    bound = bound / layer.factor / layer.factor
-    if layer.similarity == "cosine":
-        bound = bound + layer.mean.square().sum()
+    bound = bound / layer.factor / layer.factor + layer.level(items)
     tolerance = TIE_TOLERANCE * layer.scale
     rows = torch.arange(items.start, items.stop, device=wanted.device)
     nearness = torch.full(wanted.shape, -torch.inf, dtype=torch.float64, device=wanted.device)
@@ -56,6 +54,7 @@ def rescored(
         indices, tied, lowest = nearest(nearness, plan.k, tolerance, names)
         return (indices, tied), lowest - tolerance > bound
     chosen, counts = names.view(-1).index_select(0, at).long(), wanted.sum(dim=1)
+    chosen = layer.names(rows, chosen, counts)
     nearness.view(-1).index_copy_(0, at, _close(layer, single, items, chosen, counts))
     indices, lowest, unsure = unsettled(nearness, plan.k, tolerance + 2 * error, names)
     lowest = lowest - error
@@ -75,9 +74,7 @@ def rescored(
 
 def _close(layer: Frame, single: Single, items: slice, chosen: Tensor, counts: Tensor) -> Tensor:
     """Nearness of each item to as many of the chosen as it has, from products in float32."""
-    own = single.offsets[items]
-    if layer.similarity == "cosine":
-        own = own + layer.mean.square().sum()
+    own = single.offsets[items] + layer.level(items)
     products = _inner([part[items] for part in single.parts], single.parts, counts, chosen)
     products = products / layer.factor / layer.factor
     return products + own.repeat_interleave(counts) + single.offsets.index_select(0, chosen)
@@ -85,7 +82,8 @@ def _close(layer: Frame, single: Single, items: slice, chosen: Tensor, counts: T
 
 def _exact(layer: Frame, plan: SearchPlan, items: Tensor, names: Tensor, wanted: Tensor) -> Tensor:
     """Nearness of items to their wanted candidates in float64: shape (wanted pairs,)."""
-    counts, chosen = wanted.sum(dim=1), names[wanted].long()
+    counts = wanted.sum(dim=1)
+    chosen = layer.names(items, names[wanted].long(), counts)
     if len(others := torch.unique(chosen)) <= plan.block:
         # Made once, where that is no more than is made at a time anyway.
         return _pairs(layer, items, others, chosen, counts)

@@ -1,8 +1,8 @@
-"""The rows of a layer in float64, made of what is stored a block at a time."""
+"""The rows of layers in float64, made of what is stored a block at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,12 +25,15 @@ class Rows:
     Only the rows that are asked for are ever held in float64, so that what is stored may be of
     half the precision or less, lie on another device, or be mapped from a file.
 
+    Several layers of n items may lie below each other.
+
     Attributes:
-        stored: Shape (n, dim), any floating type, on any device.
+        stored: Shape (layers n, dim), any floating type, on any device.
         limit: Magnitude that values are clipped to; None for no clipping.
         unit: Whether each row is divided by its length; a row of zeros stays as it is.
         made: Whether all this is done already.
         device: Where the rows are given; None for where they are stored.
+        layers: How many.
     """
 
     stored: Tensor
@@ -38,9 +41,15 @@ class Rows:
     unit: bool = False
     made: bool = False
     device: torch.device | None = None
+    layers: int = 1
 
     def __len__(self) -> int:
         return self.stored.shape[0]
+
+    @property
+    def n(self) -> int:
+        """Number of items of a layer."""
+        return len(self) // self.layers
 
     @property
     def dim(self) -> int:
@@ -61,7 +70,7 @@ class Rows:
         x = torch.empty(len(self), self.dim, dtype=torch.float64, device=self.place)
         for part in self.blocks(block):
             x[part] = self[part]
-        return Rows(x, unit=self.unit, made=True)
+        return Rows(x, unit=self.unit, made=True, layers=self.layers)
 
     def loaded(self) -> Rows:
         """The same layer, stored where its rows are given."""
@@ -71,6 +80,20 @@ class Rows:
     def loading_bytes(self) -> int:
         """What it would take to store the layer where its rows are given; 0 where it is."""
         return 0 if self.stored.device == self.place else self.stored.nbytes
+
+    def joins(self, other: Rows) -> bool:
+        """Whether the rows of another layer can lie below these."""
+        mine, its = (
+            (x.stored.shape, x.stored.dtype, x.stored.device, x.limit, x.unit, x.made, x.place)
+            for x in (self, other)
+        )
+        return mine == its
+
+    @classmethod
+    def joined(cls, layers: Sequence[Rows]) -> Rows:
+        """Layers that can lie below each other, in one."""
+        stored = torch.cat([layer.stored for layer in layers])
+        return replace(layers[0], stored=stored, layers=len(layers))
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         """Some rows, by slice or by position: float64, shape (rows, dim)."""
@@ -116,7 +139,11 @@ class Rows:
         return x
 
     def blocks(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[slice]:
-        """The rows from start to stop in slices of at most ``size``."""
+        """The rows from start to stop, at most ``size`` at a time: of a layer, or whole layers."""
         stop = len(self) if stop is None else stop
-        for first in range(start, stop, size):
-            yield slice(first, min(first + size, stop))
+        n = self.n
+        while start < stop:
+            end = (start // n + 1) * n if size < n else start + size - size % n
+            part = slice(start, min(start + size, end, stop))
+            yield part
+            start = part.stop

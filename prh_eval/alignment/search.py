@@ -9,7 +9,6 @@ from torch import Tensor
 
 from prh_eval.alignment.candidates import Candidates
 from prh_eval.alignment.filters import (
-    HAS_OUT_DTYPE,
     bounds,
     columns,
     copied,
@@ -18,6 +17,7 @@ from prh_eval.alignment.filters import (
 )
 from prh_eval.alignment.frames import Frame, Single
 from prh_eval.alignment.precision import single_dtype
+from prh_eval.alignment.products import Products
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, stacked
 from prh_eval.alignment.rescoring import rescored
 from prh_eval.alignment.sharing import Sharing
@@ -27,8 +27,6 @@ from prh_eval.alignment.tiles import SearchPlan, is_memory, smaller
 _TIES = 8
 # The share of the items without proof beyond which a product of higher precision pays.
 _UNPROVEN_SHARE = 8
-# Rows of a block of a symmetric product.
-_STEP = 128
 
 
 def searched(
@@ -37,7 +35,7 @@ def searched(
     """The nearest neighbours of some items, for as many of them as can be proven.
 
     Args:
-        layer: n items, k nearest wanted.
+        layer: n items, k nearest wanted; several layers only in one tile, by one process.
         plan: Sizes and types.
         items: This process's items.
         sharing: The processes; all call this at the same time.
@@ -49,7 +47,7 @@ def searched(
     count = sharing.all_gather(torch.tensor([len(unproven)], device=unproven.device)).sum()
     better = replace(plan, dtype=single_dtype())
     if (
-        int(count) * _UNPROVEN_SHARE > plan.n
+        int(count) * _UNPROVEN_SHARE > len(layer.rows)
         and better.dtype not in (plan.dtype, torch.float64)
         and better.peak_bytes <= plan.memory_bytes
     ):
@@ -88,10 +86,11 @@ def _gathered(
 ) -> tuple[list[Candidates], Exception | None]:
     """The candidates of every side of this process's items; or what went wrong."""
     margin = layer.scaled(_TIES * TIE_TOLERANCE * layer.scale)
-    kind = torch.float32 if _in_float32(matrix) else matrix.dtype
+    products = Products(matrix)
     sides = list(layer.rows.blocks(plan.side, 0, len(matrix)))
     candidates = [
-        Candidates(plan.k, plan.keep, error[side], margin, kind, plan.near) for side in sides
+        Candidates(plan.k, plan.keep, error[side], margin, products.dtype, plan.near)
+        for side in sides
     ]
     failure = None
     for owner, others in sharing.passed_round(matrix):
@@ -103,12 +102,13 @@ def _gathered(
                 turned = turn(matrix[left], layer.rows.dim)
                 if owner != sharing.rank:
                     for right in layer.rows.blocks(plan.side, 0, len(others)):
-                        values = _product(turned, others[right])
+                        values = products.between(turned, others[right])
                         candidates[number].add(values, start + right.start)
                     continue
-                candidates[number].add(_gram(turned, matrix[left]), start + left.start)
+                values = products.within(turned, matrix[left], min(plan.n, len(turned)))
+                candidates[number].add(values, start + left.start)
                 for other in range(number + 1, len(sides)):
-                    values = _product(turned, matrix[sides[other]])
+                    values = products.between(turned, matrix[sides[other]])
                     candidates[number].add(values, start + sides[other].start)
                     candidates[other].add(values, start + left.start, items_first=False)
         except (RuntimeError, MemoryError) as error_:
@@ -127,30 +127,3 @@ def _copy(layer: Frame, plan: SearchPlan, items: slice) -> tuple[Tensor, Tensor,
         place = slice(part.start - items.start, part.stop - items.start)
         stats[:, place] = copied(layer, part, matrix[place], single)
     return matrix, stats, single
-
-
-def _gram(left: Tensor, right: Tensor) -> Tensor:
-    """Left @ right.T where that is symmetric, with -inf on the diagonal."""
-    n, step = len(left), _STEP
-    if left.device.type != "cpu":
-        result = _product(left, right)
-    else:
-        result = left.new_empty(n, n)
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
-            tile = torch.mm(left[start:], right[rows].T)
-            result[start:, rows] = tile
-            # Turned over in one piece, which is three times as fast.
-            result[rows, start + step :] = tile[step:].T.contiguous()
-    return result.fill_diagonal_(-torch.inf)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Left @ right.T; in float32 where the device can do so from float16."""
-    if _in_float32(left):
-        return torch.mm(left, right.T, out_dtype=torch.float32)
-    return left @ right.T
-
-
-def _in_float32(matrix: Tensor) -> bool:
-    return matrix.dtype == torch.float16 and matrix.is_cuda and HAS_OUT_DTYPE

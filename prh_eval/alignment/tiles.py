@@ -31,6 +31,8 @@ _EXACT_CANDIDATES = 0.12
 # Nor where products are cheap: up to so many items, of at most so many dimensions.
 _EXACT_NARROW = 16384
 _NARROW = 32
+# Similarities of layers of few items that are searched together, so that calls cost less of it.
+_TOGETHER = {"cpu": 1 << 20, "cuda": 1 << 26}
 # Values of rows that are made at a time: on the CPU what hides the cost of calls.
 _BLOCK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}
 # Values of either side of pairs whose exact similarities are computed at a time.
@@ -46,7 +48,7 @@ _GAPS = {"cpu": 1.75, "cuda": 1.0}
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """The search of one layer for the k nearest neighbours of n items.
+    """The search of one layer for the k nearest neighbours of n items, or of a few together.
 
     Attributes:
         device: Type of the device, ``"cpu"`` or ``"cuda"``.
@@ -63,6 +65,7 @@ class SearchPlan:
         loaded: Whether the layer is moved, as it is stored, to where it is searched.
         loading_bytes: What that takes; 0 where it is there already.
         processes: How many processes share the items.
+        layers: How many layers are searched together, as one tile.
     """
 
     device: str
@@ -78,18 +81,23 @@ class SearchPlan:
     loaded: bool = False
     loading_bytes: int = 0
     processes: int = 1
+    layers: int = 1
 
     @property
     def resident_bytes(self) -> int:
         """What is held all along: the layer in low precision, candidates and neighbours."""
-        share = -(-self.n // self.processes)
+        items = self.layers * self.n
+        share = -(-items // self.processes)
         # Neighbours with their ties, of a tile and joined.
-        size = 2 * 5 * self.n * (self.k + 1)
+        size = 2 * 5 * items * (self.k + 1)
         if self.held:
             exact = self.dtype == torch.float64
-            size += (8 * self.dim if exact else 4 * self.dim + 16) * self.n
+            size += (8 * self.dim if exact else 4 * self.dim + 16) * items
         if self.loaded:
-            size += self.loading_bytes
+            size += self.layers * self.loading_bytes
+        if self.layers > 1:
+            # Below each other, as they are stored.
+            size += 8 * self.dim * items
         if self.dtype == torch.float64:
             return size
         # The copy, and what is sent and received where there are others.
@@ -108,10 +116,11 @@ class SearchPlan:
         making = 6 * 8 * self.block * self.dim
         if self.dtype == torch.float64:
             return making + self._ranking_bytes
-        product = self.side**2 * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
+        values = self.side * min(self.side, self.n)
+        product = values * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
         # The first tile has the most to sort: groups that reach the floor, and their members.
-        sorting = self.side * (self.keep + 16) * 180 + 96 * min(self.near, self.side**2)
-        sorting += 2 * self.side**2
+        sorting = self.side * (self.keep + 16) * 180 + 96 * min(self.near, values)
+        sorting += 2 * values
         # The last that was gathered may be kept beside, as much again.
         ranking = 2 * self.side * self.keep * 120
         rows = 8 * self.side * self.dim
@@ -128,7 +137,9 @@ class SearchPlan:
     def ranked(self) -> int:
         """Items whose similarities to all others are ranked in float64 together."""
         values = min(_RANKED_VALUES[self.device], self.memory_bytes // (8 * 64))
-        return max(1, min(self.n, values // self.n))
+        rows = max(1, min(self.layers * self.n, values // self.n))
+        # Whole layers, where that many are.
+        return rows if rows < self.n else rows - rows % self.n
 
     @property
     def _ranking_bytes(self) -> int:
@@ -150,7 +161,7 @@ class SearchPlan:
 
     @property
     def operations(self) -> int:
-        """Floating-point operations of the matrix product: two a dimension and pair of items.
+        """Floating-point operations of a layer's matrix product: two a dimension and pair of items.
 
         Every pair is multiplied once where one process has all items, and twice where processes
         share them.
@@ -240,6 +251,24 @@ def _smaller_and_smaller(largest: SearchPlan) -> Iterator[SearchPlan]:
             side //= 2
 
 
+def together(plan: SearchPlan, layers: int) -> SearchPlan:
+    """The plan for as many layers as pay to be searched together.
+
+    Args:
+        plan: Of one layer.
+        layers: How many there are that can be.
+    """
+    if plan.processes > 1 or plan.side < plan.n:
+        return plan
+    count = max(1, min(layers, _TOGETHER[plan.device] // plan.n**2))
+    while count > 1:
+        several = replace(plan, layers=count, side=count * plan.n)
+        if several.peak_bytes <= plan.memory_bytes:
+            return several
+        count //= 2
+    return plan
+
+
 def smaller(plan: SearchPlan, error: Exception | None = None) -> SearchPlan:
     """The plan to go on with where memory ran out: tiles of half the side.
 
@@ -250,7 +279,7 @@ def smaller(plan: SearchPlan, error: Exception | None = None) -> SearchPlan:
     Raises:
         Exception: The error, where tiles cannot be smaller.
     """
-    if plan.side <= _SMALLEST_SIDE:
+    if plan.side <= _SMALLEST_SIDE or plan.layers > 1:
         raise error or MemoryError(f"tiles of {plan.side} items do not fit into memory")
     half = replace(plan, side=plan.side // 2)
     logger.warning("out of memory: tiles of %d items now", half.side)

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prh_eval.alignment import ordering
-from prh_eval.alignment.ordering import kth_largest, largest, positions
+from prh_eval.alignment.ordering import (
+    kth_largest,
+    largest,
+    positions,
+    reaching,
+    stable_order,
+)
 
 
 @given(st.data(), st.sampled_from([torch.float32, torch.float64]), st.booleans())
@@ -43,3 +49,29 @@ def test_positions_are_those_in_a_flat_list(mask):
     found = positions(torch.tensor(mask, dtype=torch.bool).reshape(-1, 3))
     assert found.tolist() == expected
     assert found.dtype == torch.int64
+
+
+@given(
+    st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), max_size=30),
+    st.integers(-2, 3),
+)
+def test_what_reaches_a_floor_is_what_is_not_below_it(values, floor):
+    floors = [floor + row % 2 for row in range(len(values))]
+    expected = [
+        3 * row + column
+        for row, least in enumerate(floors)
+        for column in range(3)
+        if values[row][column] >= least
+    ]
+    found = reaching(
+        torch.tensor(values, dtype=torch.float32).reshape(-1, 3),
+        torch.tensor(floors, dtype=torch.float32),
+    )
+    assert found.tolist() == expected
+
+
+@given(st.lists(st.integers(0, 3), max_size=50), st.sampled_from([0, 65_532, 65_533, 10**9]))
+def test_a_stable_order_is_that_of_sorted(numbers, offset):
+    numbers = [number + offset for number in numbers]
+    found = stable_order(torch.tensor(numbers, dtype=torch.int64), offset + 4)
+    assert found.tolist() == sorted(range(len(numbers)), key=numbers.__getitem__)

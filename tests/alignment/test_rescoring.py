@@ -86,7 +86,7 @@ def test_rows_made_in_float32_are_within_their_bounds(dim, unit, limit):
     lost = layer.single_error(length)
     assert ((single - exact * layer.factor).norm(dim=1) <= lost).all()
     off = (b - exact_b).abs() * layer.factor**2
-    assert (off <= layer.offset_error(lost, length)).all()
+    assert (off <= layer.offset_error(lost)).all()
 
 
 @pytest.mark.parametrize("magnitude", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 1e37, 3e38])

@@ -16,6 +16,7 @@ from prh_eval.alignment import filters, frames, neighbors, search
 from prh_eval.alignment.candidates import Candidates
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.neighbors import layer_neighbors, neighbor_graph
+from prh_eval.alignment.products import Products
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.sharing import ALONE
 from prh_eval.alignment.tiles import SearchPlan, plan_search
@@ -315,14 +316,14 @@ def test_candidates_hold_all_that_is_wanted(data):
 
 def test_out_of_memory_halves_the_tile_and_goes_on(monkeypatch, caplog):
     x = features("isotropic", 300, 24)
-    product = search._product
+    between = Products.between
 
-    def small(left, right):
+    def small(products, left, right):
         if len(left) > 20:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return product(left, right)
+        return between(products, left, right)
 
-    monkeypatch.setattr(search, "_product", small)
+    monkeypatch.setattr(Products, "between", small)
     got = found(x, "cosine", plan(300, 24, 10))
     np.testing.assert_array_equal(dense(got, 10)[0], brute(x, "cosine", 10))
     assert [record.message for record in caplog.records] == [
@@ -351,12 +352,12 @@ def test_out_of_memory_elsewhere_begins_again(monkeypatch, caplog, place):
 
 
 def test_smaller_tiles_come_to_an_end(monkeypatch):
-    def nothing_fits(left, right):
+    def nothing_fits(products, left, right):
         if len(left):
             raise MemoryError
         return left @ right.T
 
-    monkeypatch.setattr(search, "_product", nothing_fits)
+    monkeypatch.setattr(Products, "between", nothing_fits)
     with pytest.raises(MemoryError):
         found(features("isotropic", 300, 24), "cosine", plan(300, 24, 10))
 
@@ -396,12 +397,12 @@ def test_plans_of_their_own_making(kind, k):
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
-    def broken(left, right):
+    def broken(products, left, right):
         if len(left):
             raise RuntimeError("a bug")
         return left @ right.T
 
-    monkeypatch.setattr(search, "_product", broken)
+    monkeypatch.setattr(Products, "between", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         found(features("isotropic", 300, 24), "cosine", plan(300, 24, 10))
 
@@ -458,6 +459,7 @@ def test_the_memory_of_a_search_is_what_the_plan_says(similarity, k, made, memor
     program = f"""
 import torch
 from prh_eval.alignment.neighbors import neighbor_graph
+from prh_eval.alignment.products import Products
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.tiles import plan_search
 

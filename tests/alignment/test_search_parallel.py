@@ -58,16 +58,16 @@ def test_any_number_of_processes_finds_the_same(size, tmp_path):
 
 def a_small_process(folder: Path, rank: int) -> None:
     """Process 1 has room for small tiles only."""
-    from prh_eval.alignment import search
+    from prh_eval.alignment.products import Products
 
-    product = search._product
+    between = Products.between
 
-    def small(left, right):
+    def small(products, left, right):
         if rank == 1 and len(left) > 20:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return product(left, right)
+        return between(products, left, right)
 
-    search._product = small
+    Products.between = small
     with processes("cpu") as sharing:
         how = plan(N, DIM, K, held=False, side=64, processes=sharing.world_size)
         layer = rows(features("clusters", N, DIM), "cosine")
@@ -84,16 +84,16 @@ def test_all_take_smaller_tiles_where_one_has_no_memory(tmp_path):
 
 
 def one_fails(folder: Path, rank: int) -> None:
-    from prh_eval.alignment import search
+    from prh_eval.alignment.products import Products
 
-    product = search._product
+    between = Products.between
 
-    def broken(left, right):
+    def broken(products, left, right):
         if rank == 1 and len(left):
             raise RuntimeError("the device fell over")
-        return product(left, right)
+        return between(products, left, right)
 
-    search._product = broken
+    Products.between = broken
     with processes("cpu") as sharing:
         how = plan(N, DIM, K, held=False, processes=sharing.world_size)
         layer_neighbors(rows(features("hubs", N, DIM), "cosine"), "cosine", how, sharing)

@@ -1,0 +1,40 @@
+"""Products of low precision and symmetric ones, against products that are neither."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prh_eval.alignment.products import Products, write_symmetric_product
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.sampled_from([torch.float32, torch.float64]))
+@settings(deadline=None, max_examples=40)
+def test_symmetric_products_are_products(n, dim, dtype):
+    x = torch.randn(n, dim, generator=torch.Generator().manual_seed(n), dtype=dtype)
+    # Turned columns, as those of copies are: the product is symmetric, its factors differ.
+    left, right = torch.cat([x, x.sin()], dim=1), torch.cat([x.sin(), x], dim=1)
+    out = torch.full((n, n), torch.nan, dtype=dtype)
+    write_symmetric_product(left, right, out)
+    torch.testing.assert_close(out, left @ right.T)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_in_the_place_of_others(dtype):
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 16, generator=g).to(dtype) for n in (12, 7))
+    products = Products(x)
+    assert products.dtype == dtype
+    for left, right in [(x, y), (y, x), (x, x), (y, y)]:
+        exact = (left.double() @ right.double().T).float()
+        rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 1e-6}[dtype]
+        got = products.between(left, right)
+        assert got.shape == exact.shape
+        torch.testing.assert_close(got.float(), exact, rtol=rounding, atol=1e-5)
+    within = products.within(x, x, 4).float()
+    for start in range(0, 12, 4):
+        part = x[start : start + 4].double()
+        exact = (part @ part.T).float().fill_diagonal_(-torch.inf)
+        torch.testing.assert_close(within[start : start + 4], exact, rtol=2**-8, atol=1e-5)
