@@ -261,11 +261,12 @@ def _measured(
     unit = True
     for part in blocks:
         x = rows.single(part) if quick else rows[part]
-        layers = slice(part.start // rows.n, -(-part.stop // rows.n))
-        total[layers] += torch.unflatten(x, 0, (layers.stop - layers.start, -1)).sum(dim=1)
+        # First, as what is read row by row is read faster, and then at hand.
         if similarity == "cosine" and not rows.unit:
             lengths = torch.linalg.vector_norm(x, dim=1)
             unit = unit and bool(((lengths == 0) | ((lengths - 1).abs() < 1e-5)).all())
+        layers = slice(part.start // rows.n, -(-part.stop // rows.n))
+        total[layers] += torch.unflatten(x, 0, (layers.stop - layers.start, -1)).sum(dim=1)
     return total, unit
 
 

@@ -88,8 +88,7 @@ def neighbor_graph(
             )
     layers: list[Found] = []
     while len(layers) < len(features):
-        rest = (_rows(x, device) for x in features[len(layers) :])
-        rows = next(rest)
+        rows = _rows(features[len(layers)], device)
         plan = plan_search(
             n,
             rows.dim,
@@ -100,7 +99,9 @@ def neighbor_graph(
             loading_bytes=rows.loading_bytes,
         )
         # Distances have a scale of their own in each layer.
-        alike = [rows, *takewhile(rows.joins, rest)] if similarity == "cosine" else [rows]
+        most = together(plan, len(features) - len(layers)).layers if similarity == "cosine" else 1
+        rest = (_rows(x, device) for x in features[len(layers) + 1 :][: most - 1])
+        alike = [rows, *takewhile(rows.joins, rest)]
         for found in _together(alike, similarity, plan, sharing):
             layers.append(found)
             if progress:
@@ -118,10 +119,9 @@ def _rows(x: Tensor | Rows, device: torch.device | None) -> Rows:
 def _together(
     layers: list[Rows], similarity: Similarity, plan: SearchPlan, sharing: Sharing
 ) -> Sequence[Found]:
-    """The neighbours in as many of the layers, from the first, as pay to be searched together."""
-    several = together(plan, len(layers))
-    layers = layers[: several.layers]
+    """The neighbours in layers that can be joined, each alone where memory runs out."""
     if len(layers) > 1:
+        several = together(plan, len(layers))
         try:
             joined = Rows.joined(layers)
             indices, tied = layer_neighbors(joined, similarity, several, sharing)

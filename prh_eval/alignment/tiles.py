@@ -261,11 +261,10 @@ def together(plan: SearchPlan, layers: int) -> SearchPlan:
     if plan.processes > 1 or plan.side < plan.n:
         return plan
     count = max(1, min(layers, _TOGETHER[plan.device] // plan.n**2))
-    while count > 1:
-        several = replace(plan, layers=count, side=count * plan.n)
-        if several.peak_bytes <= plan.memory_bytes:
-            return several
-        count //= 2
+    for several in range(count, 1, -1):
+        joined = replace(plan, layers=several, side=several * plan.n)
+        if joined.peak_bytes <= plan.memory_bytes:
+            return joined
     return plan
 
 
