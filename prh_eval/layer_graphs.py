@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import Protocol, preprocess
 from prh_eval.alignment.rows import Rows
+from prh_eval.alignment.threads import READERS
 from prh_eval.alignment.tiles import is_memory
 from prh_eval.errors import PrhEvalError
 from prh_eval.processes import Processes
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 _SUFFIX = ".layer.safetensors"
 # Values that are hashed together: blocks of rows, so that a mapped file is never held whole.
 _CHUNK = 1 << 22
-_THREADS = 8
 
 
 class GraphParts:
@@ -107,7 +107,7 @@ def warn_unkept(folder: Path, error: OSError) -> None:
 def _warn_once(folder: Path, reason: str) -> None:
     logger.warning(
         "cannot write to %s (%s): the run goes on, but what could not be kept there is made again "
-        "by the next run; --work can name another folder",
+        "by the next run; PRH_EVAL_CACHE, or --work of prh-eval align, can name another folder",
         folder,
         reason,
     )
@@ -141,7 +141,7 @@ def features_fingerprint(
         progress: Called with the number of layers done after each layer.
     """
     whole = hashlib.sha256()
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(READERS) as threads:
         for number, digest in enumerate(threads.map(_layer_digest, features)):
             whole.update(digest)
             if progress:
@@ -191,8 +191,8 @@ def layer_graphs(
         The graph of all layers, on the CPU; None in processes other than the first.
 
     Raises:
-        PrhEvalError: If k is outside 1..n - 1, the memory is too small, or it runs out in spite of
-            the plan.
+        PrhEvalError: If k is outside 1..n - 1, the memory is too small, it runs out in spite of
+            the plan, or so many items tie that the graph of all layers would not fit into it.
     """
     rows = None
     graphs: list[NeighborGraph] = []
@@ -217,6 +217,7 @@ def layer_graphs(
                 parts.write(layer, graph)
         if graph is not None and processes.first:
             graphs.append(graph)
+            _check_room(graphs, len(features))
         if progress:
             progress(layer + 1)
     return _stacked(graphs, k) if processes.first else None
@@ -231,9 +232,11 @@ def _told_of_memory(layer: int, processes: Processes) -> Iterator[None]:
         if not is_memory(error):
             raise
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # lm-eval comes here too, without the option.
         raise PrhEvalError(
             f"memory ran out on {processes.device} in the search of layer {layer} ({words}); "
-            "--memory should be smaller than what is free there"
+            "--memory of prh-eval align, or of prh-eval references build, whose graphs lm-eval "
+            "reads, should be smaller than what is free there"
         ) from error
 
 
@@ -248,6 +251,27 @@ def _rows(
     # One process looks at all values of all layers, not each.
     limit = processes.broadcast_object(protocol.limit(features) if processes.first else 0.0)
     return preprocess(features, replace(protocol, limit=lambda _: limit))
+
+
+def _check_room(graphs: list[NeighborGraph], layers: int) -> None:
+    """Refuse ties for which the graph of all layers, as wide as the widest, would not fit.
+
+    Args:
+        graphs: Of the layers that are found.
+        layers: How many there will be.
+    """
+    widest = max(graphs, key=lambda graph: graph.width)
+    # An index and a tie; what the layers hold is given up as they are copied.
+    whole = 5 * layers * widest.n * widest.width
+    held = sum(5 * graph.n * graph.width for graph in graphs)
+    free = psutil.virtual_memory().available + held
+    if widest.width > 2 * widest.k and whole > free:
+        raise PrhEvalError(
+            f"an item of layer {graphs.index(widest)} has {widest.width} neighbours that tie for "
+            f"its {widest.k} nearest, and the rows of {layers} layers, all so long, would take "
+            f"{whole / 1e9:.2f} GB where {free / 1e9:.2f} GB are free; items that repeat "
+            "should be removed"
+        )
 
 
 def _stacked(graphs: list[NeighborGraph], k: int) -> NeighborGraph:

@@ -101,7 +101,10 @@ def align_on_two_machines(folder: Path, rank: int) -> None:
 
 
 def build_reference(folder: Path, rank: int) -> None:
-    """``references build`` of tiny.yaml, twice, with what it prints in a file of each process."""
+    """``references build`` of tiny.yaml, twice, with what it prints in a file of each process.
+
+    Another file says how often its encoder was asked.
+    """
     os.environ["PRH_EVAL_CACHE"] = str(folder / "cache")
     from prh_eval.references import build  # imports more than other scenarios need
 
@@ -113,6 +116,14 @@ def build_reference(folder: Path, rank: int) -> None:
         return artifact
 
     build.shared_reference_artifact = checked
+    encode = build.encode
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        with (folder / f"encoded_{rank}").open("a") as file:
+            file.write("once\n")
+        return encode(*arguments, **options)
+
+    build.encode = counted
     command = ["references", "build", str(folder / "tiny.yaml"), "--device", "cpu"]
     with (folder / f"stdout_{rank}").open("w") as sys.stdout:
         status = cli.main([*command, "--workers", "0"]) or cli.main(command)

@@ -412,7 +412,8 @@ def test_memory_that_runs_out_in_one_process_is_one_sentence_in_all(
     assert [each.status for each in ended] == [2, 2], ended
     reason = (
         "memory ran out on cpu in the search of layer 1 (CUDA out of memory. Tried to allocate 2 "
-        "GiB.); --memory should be smaller than what is free there"
+        "GiB.); --memory of prh-eval align, or of prh-eval references build, whose graphs lm-eval "
+        "reads, should be smaller than what is free there"
     )
     assert ended[1].lines[-1] == f"prh-eval: error: {reason}"
     assert ended[0].lines[-1] == f"prh-eval: error: process 1 of 2 stopped: {reason}"

@@ -225,6 +225,7 @@ def test_every_option_reaches_the_build(
             "rebuild": True,
             "protocol": "unclipped",
             "features": Path("f.safetensors"),
+            "keep_features": False,
             "trust_remote_code": True,
         }
 

@@ -78,8 +78,10 @@ def test_operations_and_seconds_of_a_million_items() -> None:
     assert (
         faster.reading_seconds
         == one.reading_seconds
-        == pytest.approx(25 * n * dim * costs.READING_NANOSECONDS * 1e-9)
+        == pytest.approx(25 * n * dim * 2 * costs.READING_NANOSECONDS * 1e-9)
     )
+    wider = model_costs(n, 25, dim, 10, H200, stored="float32")
+    assert wider.reading_seconds == pytest.approx(2 * one.reading_seconds)
     assert one.seconds == one.reading_seconds + 25 * one.search_seconds
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,36 @@ def test_a_wide_layer_widens_the_others() -> None:
     weights = graph.weights(3)[1, 10]
     assert weights.sum() == pytest.approx(3)
     assert (weights > 0).sum() == 15
+
+
+@pytest.mark.parametrize("tied", [16, 0])
+def test_ties_that_would_not_fit_into_memory_are_refused(
+    tied: int, monkeypatch: pytest.MonkeyPatch, searched: list[int]
+) -> None:
+    layers = [drawn(1, 20, dim, dim)[0] for dim in (4, 5, 6, 7)]
+    if tied:
+        layers[1][-tied:] = layers[1][-1]
+    width = max(graphs([layer], 3).width for layer in layers)
+    whole, held = 5 * 4 * 20 * width, 5 * 20 * (3 + width)
+
+    def free(size: int) -> None:
+        monkeypatch.setattr(
+            module.psutil, "virtual_memory", lambda: SimpleNamespace(available=size)
+        )
+
+    # What is held once the wide layer is found is given up for the whole.
+    free(whole - held)
+    assert graphs(layers, 3).width == width
+    del searched[:]
+    free(whole - held - 1)
+    if not tied:
+        assert graphs(layers, 3).width == 3
+        return
+    said = rf"layer 1 has {width} neighbours that tie for its 3 nearest.* of 4 layers.* repeat"
+    with pytest.raises(PrhEvalError, match=said):
+        graphs(layers, 3)
+    # The layers after it are not searched in vain.
+    assert searched == [4, 5]
 
 
 def test_a_stopped_run_goes_on_at_the_layer_it_reached(tmp_path: Path, searched: list[int]) -> None:
@@ -201,6 +232,8 @@ def test_what_cannot_be_kept_is_one_warning(
     assert torch.equal(graph.indices, graphs(layers, 3).indices)
     (record,) = caplog.records
     assert record.getMessage().startswith(f"cannot write to {folder} ({refused[1]}): the run goes")
+    # What lm-eval and `references build` can set too.
+    assert "PRH_EVAL_CACHE, or --work of prh-eval align, can name" in record.getMessage()
     assert len(tries) == (2 if reason == "full" else 0)
 
 
@@ -224,7 +257,7 @@ def test_memory_that_runs_out_is_told(error: Exception, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, "neighbor_graph", search)
     words = "MemoryError" if isinstance(error, MemoryError) else "CUDA out of memory."
-    expected = f"memory ran out on cpu in the search of layer 0 ({words}); --memory should be"
+    expected = f"memory ran out on cpu in the search of layer 0 ({words}); --memory of prh-eval"
     with pytest.raises(PrhEvalError, match=re.escape(expected)):
         graphs(drawn(1, 20, 4, 1), 3)
 

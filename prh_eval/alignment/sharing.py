@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -52,6 +51,8 @@ ALONE: Sharing = _Alone()
 def gathered_rows(sharing: Sharing, part: Tensor, n: int) -> Tensor:
     """The rows of all processes, of shares that may differ in length.
 
+    Beside the result there are this process's rows and, passed round, those of two others.
+
     Args:
         sharing: The processes.
         part: This process's rows, shape (rows, ...); as wide in every process.
@@ -60,11 +61,8 @@ def gathered_rows(sharing: Sharing, part: Tensor, n: int) -> Tensor:
     Returns:
         Shape (n, ...), the same in every process.
     """
-    shares = [sharing.rows(n, rank) for rank in range(sharing.world_size)]
-    longest = max(map(len, shares))
-    padded = part.new_zeros(longest, *part.shape[1:])
-    padded[: len(part)] = part
-    everything = sharing.all_gather(padded)
-    return torch.cat(
-        [everything[rank * longest :][: len(share)] for rank, share in enumerate(shares)]
-    )
+    whole = part.new_empty(n, *part.shape[1:])
+    for rank, rows in sharing.passed_round(part):
+        share = sharing.rows(n, rank)
+        whole[share.start : share.stop] = rows
+    return whole

@@ -225,15 +225,7 @@ def _build(arguments: argparse.Namespace) -> int:
     with processes(arguments.device) as group:
         for reference in references:
             pairs = _pairs(reference, arguments.caption)
-            if metric(reference.metric).needs == "features":
-                reference_features(
-                    reference,
-                    pairs,
-                    device=arguments.device,
-                    batch_size=arguments.batch_size,
-                    workers=arguments.workers,
-                    trust_remote_code=arguments.trust_remote_code,
-                )
+            keep_features = metric(reference.metric).needs == "features"
             artifact = shared_reference_artifact(
                 reference,
                 pairs,
@@ -246,8 +238,19 @@ def _build(arguments: argparse.Namespace) -> int:
                 trust_remote_code=arguments.trust_remote_code,
                 rebuild=arguments.rebuild,
                 features=arguments.features,
+                keep_features=keep_features,
                 memory_bytes=arguments.memory,
             )
+            if keep_features and group.first:
+                # They are made here only where nothing but the graphs was kept before.
+                reference_features(
+                    reference,
+                    pairs,
+                    device=arguments.device,
+                    batch_size=arguments.batch_size,
+                    workers=arguments.workers,
+                    trust_remote_code=arguments.trust_remote_code,
+                )
             if artifact is not None:
                 print(f"{reference.name}: {_kept(artifact)}")
         if group.first:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -116,6 +116,7 @@ def shared_reference_artifact(
     trust_remote_code: bool = False,
     rebuild: bool = False,
     features: Path | None = None,
+    keep_features: bool = False,
     memory_bytes: int | None = None,
 ) -> GraphArtifact | None:
     """The same, built by several processes together, the graphs in the first of them only.
@@ -135,6 +136,8 @@ def shared_reference_artifact(
         rebuild: Whether to build even where a current graph is in the cache.
         features: Where to keep the features of every layer as they leave the encoder
             (safetensors); None: they are not kept. Implies ``rebuild``.
+        keep_features: Whether an encoder's features, where they are made, are kept in the cache
+            too, from where :func:`reference_features` reads them.
         memory_bytes: What the search of a layer may take on its device, beyond what the features
             are stored in; None: half of what is free on a GPU, 4 GiB elsewhere.
 
@@ -169,10 +172,11 @@ def shared_reference_artifact(
         logger.info("building the reference %s: %s", reference.name, reason)
         started = time.monotonic()
         parts = Parts(folder) if folder else None
-        encoded = None
+        kept = None
         # Several processes may each have a cache folder of their own.
         if not rebuild and processes.world_size == 1:
-            encoded, _ = _kept_features(_features_header(header))
+            kept, _ = _kept_features(_features_header(header))
+        encoded = kept
         if encoded is None:
             encoded = encode(
                 reference,
@@ -193,6 +197,8 @@ def shared_reference_artifact(
                 _write_features(features, encoded.layers, header)
             name = f"the features of the reference {reference.name}"
             validate_features(encoded.layers, k=1, name=name)
+            if keep_features and kept is None and _has_encoder(reference):
+                _keep_features(encoded, _features_header(header))
             if folder:
                 made = made_from(features_fingerprint(encoded.layers), rule, similarity)
                 graph_parts = GraphParts(folder, made, graph_k)
@@ -254,7 +260,7 @@ def reference_features(
             pairs do not have what the reference needs.
     """
     name = f"the features of the reference {reference.name}"
-    if not isinstance(reference, VisionReference | LanguageReference):
+    if not _has_encoder(reference):
         layers = encode(reference, pairs).layers
         validate_features(layers, k=1, name=name)
         return layers
@@ -286,13 +292,8 @@ def reference_features(
             parts=parts,
         )
         validate_features(encoded.layers, k=1, name=name)
-        try:
-            store.write_features(path, encoded.layers, {**header, "facts": encoded.facts})
-        except OSError as error:
-            store.warn_unwritable(path, error)
-        else:
-            if parts:
-                parts.clear()
+        if _keep_features(encoded, header) and parts:
+            parts.clear()
         return encoded.layers
 
 
@@ -354,6 +355,11 @@ def current_artifact(
     return path, artifact
 
 
+def _has_encoder(reference: Reference) -> TypeGuard[VisionReference | LanguageReference]:
+    """Whether its features are computed, not read."""
+    return isinstance(reference, VisionReference | LanguageReference)
+
+
 def _header(reference: Reference, pairs: PairedDataset, protocol: str) -> dict[str, Any]:
     """Everything that makes the reference's graphs on these pairs, in JSON values."""
     made_from = {
@@ -368,7 +374,7 @@ def _header(reference: Reference, pairs: PairedDataset, protocol: str) -> dict[s
         evidence["commit"] = pairs.commit
         # A commit names the images; files of this machine have to be looked at.
         evidence["images"] = pairs.images.fingerprint if pairs.images and not pairs.commit else None
-    if isinstance(reference, VisionReference | LanguageReference):
+    if _has_encoder(reference):
         evidence["encoder"] = folder_fingerprint(reference.encoder.path)
     if isinstance(reference, FeaturesReference):
         evidence["features"] = _file(reference.features.path)
@@ -414,6 +420,17 @@ def _kept_features(header: Mapping[str, Any]) -> tuple[Encoded | None, str]:
         return None, str(error)
     stale = _stale(then, header)
     return (None, stale) if stale else (Encoded(layers, then["facts"]), "")
+
+
+def _keep_features(encoded: Encoded, header: Mapping[str, Any]) -> bool:
+    """Write features to the cache if its folder allows it; whether they are there."""
+    path = _features_path(header)
+    try:
+        store.write_features(path, encoded.layers, {**header, "facts": encoded.facts})
+    except OSError as error:
+        store.warn_unwritable(path, error)
+        return False
+    return True
 
 
 def _file(path: str) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prh_eval.alignment import preprocess as room
+from prh_eval.alignment import selection
 from prh_eval.alignment.preprocess import (
     PROTOCOLS,
     mean_item_quantile,
@@ -80,6 +83,50 @@ def test_item_quantile_depends_on_neither_blocks_nor_order(seed, chunk):
     assert in_blocks == pytest.approx(limit(features, "paper_loose"), rel=1e-14)
 
 
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 20),
+    st.lists(
+        st.tuples(
+            st.integers(1, 30),
+            st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_item_quantile_is_that_of_sorted_values(seed, n, kinds, few):
+    g = torch.Generator().manual_seed(seed)
+    features = [torch.randn(n, width, generator=g) for width, _ in kinds]
+    if few:  # equal magnitudes, of either sign
+        features = [(3 * x).round() for x in features]
+    features = [x.to(dtype) for x, (_, dtype) in zip(features, kinds, strict=True)]
+    ranked = torch.cat([x.double().abs() for x in features], dim=1).sort(dim=1).values
+    position = 0.95 * (ranked.shape[1] - 1)
+    low, high = (ranked[:, edge(position)] for edge in (math.floor, math.ceil))
+    expected = torch.lerp(low, high, position - math.floor(position))
+    # The same bits, not only nearly.
+    assert mean_item_quantile(features) == math.fsum(expected.tolist()) / n
+
+
+def test_item_quantile_of_more_values_than_a_partition_sorts():
+    features = layers(9000, n=400, dtype=torch.float16)
+    expected = pytest.approx(limit(features, "paper_loose"), rel=1e-14)
+    assert mean_item_quantile(features) == expected
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_limits_do_not_depend_on_the_threads(readers, monkeypatch):
+    features = layers(9, 4, 6, n=50)
+    expected = [PROTOCOLS[name].limit(features) for name in ("paper", "paper_loose")]
+    monkeypatch.setattr(room, "READERS", readers)
+    monkeypatch.setattr(selection, "READERS", readers)
+    monkeypatch.setattr(room, "_CHUNK", 40)
+    monkeypatch.setattr(selection, "_CHUNK", 40)
+    assert [PROTOCOLS[name].limit(features) for name in ("paper", "paper_loose")] == expected
+
+
 def test_unknown_protocol_names_the_nearest():
     with pytest.raises(PrhEvalError, match=r"'papr'.*did you mean 'paper'.*unclipped"):
         protocol("papr")
@@ -100,6 +147,21 @@ class TestValidate:
         features[1][[9, 7, 20], [0, 3, 2]] = value
         with pytest.raises(PrhEvalError, match=r"layer 1 of the model .*item 7, the first of 3 "):
             validate_features(features, k=10, name="the model")
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    def test_one_bad_value_of_any_type_is_found(self, value, dtype):
+        features = layers(4, 5, dtype=dtype)
+        features[0][29, 3] = value
+        with pytest.raises(PrhEvalError, match=r"layer 0 .*item 29, the first of 1 "):
+            validate_features(features, k=10)
+
+    @pytest.mark.parametrize("item", [0, 1, 15, 29])
+    def test_one_item_that_differs_is_not_constant(self, item, monkeypatch):
+        monkeypatch.setattr(room, "_CHUNK", 12)
+        features = [torch.full((30, 3), 0.5)]
+        features[0][item, 2] = 0.25
+        validate_features(features, k=10)
 
     def test_too_few_items(self):
         with pytest.raises(PrhEvalError, match=r"have 11 items.* at least 12"):

@@ -41,3 +41,10 @@ def test_many_values_in_chunks_and_any_layout(dtype, share, monkeypatch):
     monkeypatch.setattr(selection, "_CHUNK", 7)
     # Transposed, cut in pieces and in another order: the same values.
     assert select_magnitude([x.T[:90], x.T[150:], x.T[90:150]], rank) == expected
+
+
+def test_types_of_16_bits_that_differ_lose_nothing():
+    fine, large = torch.tensor([[1.0009765625, 3.0]]), torch.tensor([[-70144.0, 1.0]])
+    tensors = [fine.to(torch.float16), large.to(torch.bfloat16)]
+    found = [select_magnitude(tensors, rank) for rank in range(4)]
+    assert found == [1.0, 1.0009765625, 3.0, 70144.0]

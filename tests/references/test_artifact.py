@@ -32,10 +32,10 @@ from prh_eval.features.images import prepare
 from prh_eval.pairs.dataset import PairedDataset
 from prh_eval.pairs.load import load_pairs
 from prh_eval.references import build
-from prh_eval.references.build import reference_artifact
+from prh_eval.references.build import reference_artifact, reference_features
 from prh_eval.references.registry import load_reference
 from prh_eval.schema import VisionReference
-from prh_eval.store import GraphArtifact, read_artifact
+from prh_eval.store import GraphArtifact, read_artifact, read_features
 
 
 def artifact_of(path: Path, caption: int = 0, **options: Any) -> GraphArtifact:
@@ -513,15 +513,24 @@ def test_memory_that_is_too_small_is_told(yaml_file: Callable[..., Path]) -> Non
 def test_processes_build_what_one_does(
     yaml_file: Callable[..., Path], tmp_path: Path, cache_folder: Path
 ) -> None:
-    path = yaml_file()
+    path = yaml_file(metric="cka")
     ended = world(build_reference, 2, tmp_path)
     assert [each.status for each in ended] == [0, 0], ended
+    # Together, and no one of them again for the features that the metric compares.
+    assert [(tmp_path / f"encoded_{rank}").read_text() for rank in (0, 1)] == ["once\n"] * 2
+    (kept,) = (cache_folder / "features").glob("*.safetensors")
+    layers, _ = read_features(kept)
+    kept.unlink()
     shared = read_artifact(file_in(cache_folder))
     assert not list((cache_folder / "references" / "unfinished").iterdir())
     alone = artifact_of(path, rebuild=True)
     assert torch.equal(shared.graph.indices, alone.graph.indices)
     assert torch.equal(shared.graph.tied, alone.graph.tied)
     assert shared.header == alone.header
+    reference = load_reference(path)
+    made = reference_features(reference, load_pairs(reference.pairs), progress=False)
+    assert len(layers) == len(made)
+    assert all(map(torch.equal, layers, made))
     printed = [(tmp_path / f"stdout_{rank}").read_text() for rank in (0, 1)]
     assert printed[0].startswith("tiny: 3 layers, 16 items, neighbours up to k = 15: ")
     assert printed[0].count("\n") == 2  # the second time from the cache
