@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from prh_eval.features.ahead import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Four bytes a token; a tuple of integers takes 40, for all captions a tenth of small features.
+Tokens: TypeAlias = "array[int]"
 
 # So many times more of the shortest sequences than of the longest, since each has pooled rows.
 _MORE = 16
@@ -33,7 +37,7 @@ class TokenizedCaptions:
         truncated: Positions of the captions that were cut, rising.
     """
 
-    sequences: list[tuple[int, ...]]
+    sequences: list[Tokens]
     index: Tensor
     truncated: list[int]
 
@@ -62,7 +66,7 @@ def tokenize(
     if not captions:
         raise PrhEvalError("there is no caption to run the language model on: at least 1 is needed")
 
-    encode = functools.partial(_token_ids, tokenizer, add_special_tokens)
+    encode = functools.partial(token_ids, tokenizer, add_special_tokens)
     ids = encode(captions)
     long = [i for i, tokens in enumerate(ids) if limit is not None and len(tokens) > limit]
     if long and limit is not None:
@@ -80,7 +84,9 @@ def tokenize(
         for i, tokens in zip(long, cut, strict=True):
             ids[i] = tokens
 
-    places: dict[tuple[int, ...], list[int]] = {}
+    numbers: dict[bytes, int] = {}
+    distinct: list[Tokens] = []
+    found: list[int] = []
     for i, tokens in enumerate(ids):
         if not tokens:
             raise PrhEvalError(
@@ -91,34 +97,42 @@ def tokenize(
                 f"caption {i} ({captions[i][:40]!r}) has token id {max(tokens)} where the model "
                 f"knows 0 to {rows - 1}: use the model's own tokenizer"
             )
-        places.setdefault(tokens, []).append(i)
-    sequences = sorted(places, key=len, reverse=True)
-    index = torch.empty(len(ids), dtype=torch.int64)
-    for number, sequence in enumerate(sequences):
-        index[places[sequence]] = number
-    return TokenizedCaptions(sequences, index, long)
+        found.append(numbers.setdefault(tokens.tobytes(), len(distinct)))
+        if found[-1] == len(distinct):
+            distinct.append(tokens)
+    longest_first = sorted(range(len(distinct)), key=lambda one: len(distinct[one]), reverse=True)
+    place = torch.empty(len(distinct), dtype=torch.int64)
+    place[longest_first] = torch.arange(len(distinct))
+    return TokenizedCaptions([distinct[one] for one in longest_first], place[found], long)
 
 
 def contents(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[tuple[int, ...]]:
     """The tokens of captions, whole and without special tokens; a caption may have none."""
-    return _token_ids(tokenizer, False, captions)
+    return list(map(tuple, token_ids(tokenizer, False, captions)))
 
 
-def _token_ids(
+def token_ids(
     tokenizer: PreTrainedTokenizerBase,
     add_special_tokens: bool | None,
     texts: Sequence[str],
     **options: Any,
-) -> list[tuple[int, ...]]:
-    """The token ids of each text, some texts at a time."""
+) -> list[Tokens]:
+    """The token ids of each text, some texts at a time.
+
+    Args:
+        tokenizer: Fast or slow.
+        add_special_tokens: ``None`` for the tokenizer's own default.
+        texts: Any number of them.
+        options: Further ones of the tokenizer.
+    """
     if add_special_tokens is not None:
         options["add_special_tokens"] = add_special_tokens
-    ids: list[tuple[int, ...]] = []
+    ids: list[Tokens] = []
     for start in range(0, len(texts), _TEXTS):
         some = list(texts[start : start + _TEXTS])
         # verbose=False: the tokenizer's own remark on length names neither caption nor count.
         encoded = tokenizer(some, return_attention_mask=False, verbose=False, **options)
-        ids += map(tuple, encoded["input_ids"])
+        ids += [array("i", tokens) for tokens in encoded["input_ids"]]
     return ids
 
 

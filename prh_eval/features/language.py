@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.features.ahead import overlapped
-from prh_eval.features.batching import Plan, contents, tokenize
+from prh_eval.features.batching import Plan, token_ids, tokenize
 from prh_eval.features.language_body import body, context_length, embedding_rows, input_device
 from prh_eval.features.language_loss import Run, ScoringPlan, plan_scoring
 from prh_eval.features.language_pooling import POOLINGS, Pooling
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["LanguageFeatures", "Pooling", "language_features"]
 
 _log = logging.getLogger(__name__)
+
+# Columns that are put in order at a time: those of one line of a processor's cache.
+_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def language_features(
     if prefix is not None:
         if not 0 <= prefix < rows:
             raise PrhEvalError(f"the prefix {prefix} is no token of the model, 0 to {rows - 1}")
-        texts = contents(tokenizer, captions)
+        texts = token_ids(tokenizer, False, captions)
         scoring = plan_scoring(texts, prefix, tokens.sequences, tokens.index.tolist(), limit)
 
     pad_id = tokenizer.pad_token_id
@@ -168,7 +171,9 @@ def language_features(
             world_size=world_size,
             progress=progress,
         )
-        kept, place = own_rows(reader.features, scoring.sequences, "Language features")
+        # Room to put them in order without a second array.
+        room = len(captions) if world_size == 1 else 0
+        kept, place = own_rows(reader.features, scoring.sequences, "Language features", room=room)
         probabilities = []
         if prefix is not None:
             probabilities.append(gathered(kept.pop())[place])
@@ -180,7 +185,7 @@ def language_features(
     layers = []
     while kept:
         # One layer at a time, each given up once it is copied, to hold the features once.
-        layers.append(gathered(kept.pop(0))[row])
+        layers.append(_in_order(gathered(kept.pop(0)), row))
     total = None
     if prefix is not None:
         total = scoring.total(torch.cat(probabilities).squeeze(1), len(captions))
@@ -197,8 +202,12 @@ def _own_rows(
     rank: int,
     world_size: int,
     progress: bool,
+    room: int = 0,
 ) -> tuple[list[Tensor], Tensor]:
-    """This process's rows of every layer, and where each run's row is once all are gathered."""
+    """This process's rows of every layer, and where each run's row is once all are gathered.
+
+    A layer has room for at least so many rows.
+    """
     plan = Plan([len(run.tokens) for run in runs], batch_size, world_size)
     kept: list[Tensor] = []
     filled = 0
@@ -212,7 +221,7 @@ def _own_rows(
     ) as bar:
         for layers in overlapped(_batch(read, runs), batches, device):
             if not kept:
-                kept = [torch.zeros(plan.rows, layer.shape[1]) for layer in layers]
+                kept = [torch.zeros(max(plan.rows, room), layer.shape[1]) for layer in layers]
             stop = filled + len(layers[0])
             for rows_of_layer, layer in zip(kept, layers, strict=True):
                 rows_of_layer[filled:stop] = layer
@@ -221,6 +230,15 @@ def _own_rows(
             bar.update(stop - filled)
             filled = stop
     return kept, plan.positions()
+
+
+def _in_order(rows: Tensor, order: Tensor) -> Tensor:
+    """Rows in an order, some of them maybe several times; in their own memory where they fit."""
+    if len(order) > len(rows):
+        return rows[order]
+    for columns in torch.split(rows, _COLUMNS, dim=1):
+        columns[: len(order)] = columns[order]
+    return rows[: len(order)]
 
 
 def _batch(

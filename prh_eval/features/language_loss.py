@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from prh_eval.features.ahead import to_device
+from prh_eval.features.batching import Tokens
 from prh_eval.features.language_pooling import widest
-
-Tokens = tuple[int, ...]
 
 # Bytes of float32 logits at a time: no more than a CPU's product, or a GPU's, needs to be fast.
 _CPU_LOGITS = 2**25
@@ -31,7 +31,7 @@ class Run:
     """
 
     tokens: Tokens
-    targets: Tokens = ()
+    targets: Sequence[int] = ()
     first: int = 0
 
 
@@ -78,10 +78,10 @@ def plan_scoring(
         limit: The model's context; ``None`` for no limit.
     """
     targets: dict[int, Tokens] = {}
-    windows: dict[Run, list[int]] = {}
+    windows: dict[tuple[bytes, bytes], tuple[Run, list[int]]] = {}
     pairs = []
     for caption, text in enumerate(texts):
-        whole, number = (prefix, *text), index[caption]
+        whole, number = array("i", [prefix, *text]), index[caption]
         if sequences[number][: len(whole)] == whole:
             targets[number] = text
             pairs.append((caption, number))
@@ -90,13 +90,16 @@ def plan_scoring(
         for start in range(0, len(text), step):
             stop = min(start + step, len(text))
             first = max(0, stop - step)
-            run = Run(whole[first:stop], text[start:stop], start - first)
-            windows.setdefault(run, []).append(caption)
-    ordered = sorted(windows, key=lambda run: len(run.tokens), reverse=True)
-    for number, run in enumerate(ordered, start=len(sequences)):
-        pairs += [(caption, number) for caption in windows[run]]
+            tokens, wanted = whole[first:stop], text[start:stop]
+            # Targets end a window, so that their number says where they begin.
+            key = tokens.tobytes(), wanted.tobytes()
+            run = Run(tokens, wanted, start - first)
+            windows.setdefault(key, (run, []))[1].append(caption)
+    ordered = sorted(windows.values(), key=lambda window: len(window[0].tokens), reverse=True)
+    for number, (_, captions) in enumerate(ordered, start=len(sequences)):
+        pairs += [(caption, number) for caption in captions]
     runs = [Run(tokens, targets.get(number, ())) for number, tokens in enumerate(sequences)]
-    return ScoringPlan(runs, ordered, pairs)
+    return ScoringPlan(runs, [run for run, _ in ordered], pairs)
 
 
 def nats(

@@ -349,6 +349,19 @@ def test_dropout_is_off_and_training_mode_comes_back() -> None:
     assert [module.training for module in model.modules()] == before
 
 
+@pytest.mark.parametrize("prefix", [None, 2])
+def test_every_pass_is_in_inference_mode(prefix: int | None) -> None:
+    model = tiny_model("gpt2")
+    modes: list[bool] = []
+    model.transformer.wte.register_forward_pre_hook(
+        lambda module, inputs: modes.append(torch.is_inference_mode_enabled())
+    )
+    features(model, batch_size=4, prefix=prefix)
+    # Two to find hidden states and two batches; three to try the head and two batches for it.
+    assert modes == [True] * (4 if prefix is None else 9)
+    assert not torch.is_inference_mode_enabled()
+
+
 def test_features_are_ordinary_tensors() -> None:
     model = tiny_model("gpt2")
     layer = features(model).layers[0]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import Any, cast
+
 import pytest
 import torch
 from features.language_zoo import WORDS, word_tokenizer
@@ -65,13 +68,40 @@ def test_captions_that_are_tokenized_in_parts_have_the_same_tokens(
     texts: list[list[str]], at_once: int, special: bool
 ) -> None:
     tokenizer, captions = word_tokenizer(special=special), [" ".join(words) for words in texts]
-    whole = [tuple(ids) for ids in tokenizer(captions)["input_ids"]]
+    whole = tokenizer(captions)["input_ids"]
     plain = [tuple(ids) for ids in word_tokenizer()(captions)["input_ids"]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "_TEXTS", at_once)
         found = tokenize(tokenizer, captions, limit=None, rows=99, add_special_tokens=None)
         assert contents(tokenizer, captions) == plain
-    assert [found.sequences[i] for i in found.index.tolist()] == whole
+    assert [list(found.sequences[i]) for i in found.index.tolist()] == whole
+
+
+def test_distinct_sequences_are_in_order_of_first_appearance() -> None:
+    # The order of the batches, and so the last bits of features, depend on it.
+    captions = ["b c", "a", "d a b", "a c", "a", "b  c", "c"]
+    found = tokenize(word_tokenizer(), captions, limit=None, rows=99, add_special_tokens=None)
+    wanted = ["d a b", "b c", "a c", "a", "c"]
+    assert list(map(list, found.sequences)) == word_tokenizer()(wanted)["input_ids"]
+    assert found.index.tolist() == [1, 3, 0, 2, 3, 1, 4]
+
+
+def test_a_token_takes_four_bytes() -> None:
+    # No small integers, which Python keeps anyway.
+    texts = [list(range(1000 + i, 1400 + i)) for i in range(50)]
+
+    def tokenizer(some: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[token + 0 for token in texts[int(text)]] for text in some]}
+
+    names: Any = list(map(str, range(50)))
+    tracemalloc.start()
+    try:
+        kept = tokenize(cast(Any, tokenizer), names, limit=None, rows=9999, add_special_tokens=None)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, kept.sequences)) == 50 * 400
+    assert held < 5 * 50 * 400
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import transformers
 from features.language_zoo import (
     CAPTIONS,
     VOCABULARY,
+    WORDS,
     assert_close,
     plain_features,
     tiny_model,
@@ -32,7 +35,7 @@ from prh_eval.features.language_reader import Reader
 SEQUENCES = sorted(
     {tuple(ids) for ids in word_tokenizer()(CAPTIONS)["input_ids"]}, key=len, reverse=True
 )
-RUNS = [Run(sequence) for sequence in SEQUENCES]
+RUNS = [Run(array("i", sequence)) for sequence in SEQUENCES]
 
 
 def reader(model: nn.Module, pooling: Pooling = "mean", dtype: torch.dtype | None = None) -> Reader:
@@ -223,6 +226,22 @@ def peak(layers: int, run: Callable[[nn.Module], Any]) -> int:
     with LiveBytes() as live:
         run(model)
     return live.peak
+
+
+@pytest.mark.parametrize("again", [0, 40])
+def test_beyond_a_batch_memory_is_that_of_the_features(again: int) -> None:
+    dim, states, count = 64, 2, 1600
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=dim, n_layer=states - 1, n_head=2, n_positions=64
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    texts = [" ".join(words) for words in itertools.permutations(WORDS[:8], 4)]
+    captions = [*texts[: count - again], *texts[:again]]
+    with LiveBytes() as live:
+        language_features(model, word_tokenizer(), captions, batch_size=8, progress=False)
+    layer = count * dim * 4
+    # A layer more would be needed to put one in order elsewhere.
+    assert states * layer < live.peak < (states + 0.7) * layer
 
 
 def test_memory_does_not_grow_with_a_stack() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from features.language_zoo import (
     tiny_model,
     word_tokenizer,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
@@ -214,6 +215,10 @@ def test_equal_captions_have_equal_bits() -> None:
         assert nats[2] == nats[7]
 
 
+def compact(sequences: list[tuple[int, ...]]) -> list[array[int]]:
+    return [array("i", tokens) for tokens in sequences]
+
+
 @settings(max_examples=30)
 @given(
     texts=st.lists(st.lists(st.integers(3, 9), max_size=12).map(tuple), min_size=1, max_size=6),
@@ -221,21 +226,24 @@ def test_equal_captions_have_equal_bits() -> None:
     bos=st.booleans(),
     eos=st.booleans(),
 )
+# Two that are read alike and asked for other tokens.
+@example(texts=[(3, 4), (3, 5)], limit=None, bos=False, eos=False)
 def test_every_token_is_asked_for_once_as_lm_eval_would(
     texts: list[tuple[int, ...]], limit: int | None, bos: bool, eos: bool
 ) -> None:
     read = [(*[PREFIX][:bos], *text, *[1][:eos])[:limit] or (0,) for text in texts]
     sequences = list(dict.fromkeys(read))
     index = [sequences.index(tokens) for tokens in read]
-    plan = plan_scoring(texts, PREFIX, sequences, index, limit)
-    assert [run.tokens for run in plan.sequences] == sequences
-    assert len(set(plan.windows)) == len(plan.windows)
+    plan = plan_scoring(compact(texts), PREFIX, compact(sequences), index, limit)
+    assert [tuple(run.tokens) for run in plan.sequences] == sequences
+    windows = [(*run.tokens, None, *run.targets) for run in plan.windows]
+    assert len(set(windows)) == len(windows)
     runs = [*plan.sequences, *plan.windows]
     for caption, text in enumerate(texts):
         found = []
         for run in [runs[number] for owner, number in plan.pairs if owner == caption]:
             for offset, target in enumerate(run.targets):
-                found.append((run.tokens[: run.first + offset + 1], target))
+                found.append((tuple(run.tokens[: run.first + offset + 1]), target))
         wanted = []
         for context, following in get_rolling_token_windows(list(text), PREFIX, limit or 99, 1):
             before = context[: len(context) - len(following) + 1]
