@@ -38,7 +38,7 @@ def run(setting: Setting, peak: Peak) -> list[Figure]:
 
     def graph(rows: list[torch.Tensor]) -> NeighborGraph:
         rows = [layer.to(setting.device) for layer in rows]
-        return neighbor_graph(preprocess(rows, PROTOCOLS["paper"]), graph_k)
+        return neighbor_graph(preprocess(rows, PROTOCOLS["paper"]), graph_k).cpu()
 
     kept = features()
     of_model = graph(kept)

@@ -95,7 +95,8 @@ class Frame:
         """
         if self.rows.layers == 1:
             return others
-        return others + (items - items % self.rows.n).repeat_interleave(counts)
+        first = items - items % self.rows.n
+        return others + first.repeat_interleave(counts, output_size=len(others))
 
     def _mean_of(self, index: slice | Tensor) -> Tensor:
         """M of some rows: shape (rows, dim), or (1, dim) where it is the same for all."""

@@ -54,6 +54,10 @@ class NeighborGraph:
             self.indices[position : position + 1], self.tied[position : position + 1], self.k
         )
 
+    def cpu(self) -> NeighborGraph:
+        """The same graph on the CPU."""
+        return NeighborGraph(self.indices.cpu(), self.tied.cpu(), self.k)
+
     def trimmed(self, k: int) -> NeighborGraph:
         """The same graph for neighbourhoods up to k only, without what is further away.
 

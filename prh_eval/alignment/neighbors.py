@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prh_eval.alignment.frames import Frame, Similarity, frame
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.products import write_symmetric_product
+from prh_eval.alignment.products import write_symmetric_products
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, widened
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.search import searched
@@ -178,7 +178,7 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
     items = slice(share.start, share.stop)
     layer = frame(rows, similarity, plan.block, sharing, own=own)
     if plan.dtype == torch.float64:
-        return _ranked(layer, plan, torch.arange(items.start, items.stop, device=rows.place))
+        return _ranked(layer, plan, items)
     while True:
         try:
             found, unproven = searched(layer, plan, items, sharing)
@@ -197,47 +197,58 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
     return indices, tied
 
 
-def _ranked(layer: Frame, plan: SearchPlan, items: Tensor) -> Found:
+def _ranked(layer: Frame, plan: SearchPlan, items: slice | Tensor) -> Found:
     """Neighbours of some items by ranking the similarities to all others in float64."""
+    place = layer.mean.device
+    if isinstance(items, slice):
+        numbers, whole = torch.arange(items.start, items.stop, device=place), items
+    else:
+        numbers, whole = items, None
     # Written to in place: the rows of chunk after chunk would scatter over the heap.
-    indices = items.new_full((len(items), plan.k), -1, dtype=torch.int32)
+    indices = numbers.new_full((len(numbers), plan.k), -1, dtype=torch.int32)
     tied = torch.zeros_like(indices, dtype=torch.bool)
-    similarities = layer.mean.new_empty(min(plan.ranked, len(items)), plan.n)
-    for start in range(0, len(items), plan.ranked):
-        chosen = items[start : start + plan.ranked]
+    similarities = layer.mean.new_empty(min(plan.ranked, len(numbers)), plan.n)
+    for start in range(0, len(numbers), plan.ranked):
+        chosen = numbers[start : start + plan.ranked]
+        rows = slice(start, start + len(chosen))
         nearness = similarities[: len(chosen)]
-        _write_nearness(layer, plan, chosen, nearness)
+        if whole and layer.rows.made and len(chosen) % plan.n == 0:
+            # Nothing is left out, so that these are whole layers.
+            _write_layers(layer, rows, nearness)
+        else:
+            _write_nearness(layer, plan, chosen, nearness)
         nearness.scatter_(1, (chosen % plan.n)[:, None], -torch.inf)
         found = nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale)[:2]
         if found[0].shape[1] > indices.shape[1]:
             _check_width(found[0].shape[1], plan.n, plan)
             indices, tied = widened((indices, tied), found[0].shape[1])
-        rows = slice(start, start + len(chosen))
         indices[rows], tied[rows] = widened(found, indices.shape[1])
     return indices, tied
 
 
-def _write_nearness(layer: Frame, plan: SearchPlan, items: Tensor, nearness: Tensor) -> None:
-    """Write the nearness of some items to all others of their layers; float64, shape (items, n).
+def _write_layers(layer: Frame, rows: slice, nearness: Tensor) -> None:
+    """Write the nearness of all items of layers to all others; float64, shape (rows, n).
 
     Of Euclidean nearness without the item's own b, which ranks nothing in its row.
     """
+    x, b = _compared(layer, rows)
+    write_symmetric_products(x, x, nearness)
+    if b is not None:
+        nearness += b
+
+
+def _write_nearness(layer: Frame, plan: SearchPlan, items: Tensor, nearness: Tensor) -> None:
+    """The same of some items, in rising order."""
     n = plan.n
     for first in range(int(items[0]) // n * n, int(items[-1]) + 1, n):
         own = slice(*torch.searchsorted(items, items.new_tensor([first, first + n])).tolist())
-        mine, out = items[own], nearness[own]
-        if layer.rows.made and len(mine) == n:
-            x, b = _compared(layer, slice(first, first + n))
-            write_symmetric_product(x, x, out)
-            if b is not None:
-                out += b
-            continue
-        x = _compared(layer, mine)[0]
+        x = _compared(layer, items[own])[0]
         size = n if layer.rows.made else plan.side
         for part in layer.rows.blocks(size, first, first + n):
             y, b = _compared(layer, part)
             products = x @ y.T
-            out[:, part.start - first : part.stop - first] = products if b is None else products + b
+            columns = slice(part.start - first, part.stop - first)
+            nearness[own, columns] = products if b is None else products + b
 
 
 def _compared(layer: Frame, index: slice | Tensor) -> tuple[Tensor, Tensor | None]:

@@ -121,7 +121,8 @@ def z_scores(scores: Tensor, moments: Moments) -> Tensor:
         read off a normal table; :func:`permutation_null` is for that.
     """
     spread = moments.variance.sqrt()
-    return torch.where(spread > 0, (scores - moments.mean) / spread, 0.0)
+    above = scores.to(spread.device) - moments.mean
+    return torch.where(spread > 0, above / spread, 0.0)
 
 
 def permutation_null(

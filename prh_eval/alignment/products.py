@@ -39,14 +39,15 @@ class Products:
 
     def within(self, left: Tensor, right: Tensor, n: int) -> Tensor:
         """Of every n rows with each other, symmetric, and -inf with themselves; (rows, n)."""
-        layers = list(zip(torch.split(left, n), torch.split(right, n), strict=True))
         if self._on_cpu:
             result = self._placed(len(left), n)
-            for layer, out in zip(layers, torch.split(result, n), strict=True):
-                write_symmetric_product(*layer, out)
+            write_symmetric_products(left, right, result)
+        elif len(left) == n:
+            result = self.between(left, right)
         else:
-            products = [self.between(*layer) for layer in layers]
-            result = products[0] if len(products) == 1 else torch.cat(products)
+            x, y = (torch.unflatten(part, 0, (-1, n)) for part in (left, right))
+            several = torch.bmm(x, y.mT, self.dtype) if self._widened else x @ y.mT
+            result = several.flatten(0, 1)
         torch.unflatten(result, 0, (-1, n)).diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         return result
 
@@ -56,20 +57,23 @@ class Products:
         return self._room[: rows * columns].view(rows, columns)
 
 
-def write_symmetric_product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Write left @ right.T where that is symmetric: on a CPU half of it is multiplied.
+def write_symmetric_products(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write left @ right.T of every n rows, where that is symmetric: on a CPU half is multiplied.
 
     Args:
-        left: Shape (n, dim).
-        right: Shape (n, dim).
-        out: Where to; shape (n, n), of the same type.
+        left: Shape (layers n, dim).
+        right: The same shape.
+        out: Where to; shape (layers n, n), of the same type.
     """
-    if left.device.type != "cpu":
-        torch.mm(left, right.T, out=out)
+    n = out.shape[1]
+    if out.device.type != "cpu":
+        x, y, products = (torch.unflatten(part, 0, (-1, n)) for part in (left, right, out))
+        torch.bmm(x, y.mT, out=products)
         return
-    for start in range(0, len(left), _STEP):
-        rows = slice(start, start + _STEP)
-        tile = torch.mm(left[start:], right[rows].T)
-        out[start:, rows] = tile
-        # Turned over in one piece, which is three times as fast.
-        out[rows, start + _STEP :] = tile[_STEP:].T.contiguous()
+    for x, y, product in zip(*(torch.split(part, n) for part in (left, right, out)), strict=True):
+        for start in range(0, n, _STEP):
+            rows = slice(start, start + _STEP)
+            tile = torch.mm(x[start:], y[rows].T)
+            product[start:, rows] = tile
+            # Turned over in one piece, which is three times as fast.
+            product[rows, start + _STEP :] = tile[_STEP:].T.contiguous()

@@ -39,7 +39,7 @@ def nearest(
     todo = torch.arange(count, device=nearness.device)
     looked_at = min(k + _MARGIN, n)
     most = n if names is None else max(1, int(names.max()) + 1)
-    parts = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     lowest = nearness.new_empty(count)
     while todo.numel():
         values, found = largest(nearness, looked_at)
@@ -52,6 +52,10 @@ def nearest(
         # Groups stay in order; within one, the order of the values gives way to that of the items.
         ordered = (group * most + named).sort(dim=1).values % most
         indices = torch.where(kept, ordered, -1).to(torch.int32)
+        if not parts and bool(closed.all()):
+            width = int(kept.sum(dim=1).max())
+            least = torch.where(kept, values, torch.inf).amin(dim=1)
+            return indices[:, :width], (tied & kept)[:, :width], least
         width = int(kept[closed].sum(dim=1).max()) if closed.any() else 0
         parts.append((todo[closed], indices[closed, :width], (tied & kept)[closed, :width]))
         lowest[todo] = torch.where(kept, values, torch.inf).amin(dim=1)
@@ -108,5 +112,7 @@ def stacked(parts: Sequence[Found]) -> Found:
 def widened(found: Found, width: int) -> Found:
     """With padding to a common width."""
     missing = (0, width - found[0].shape[1])
+    if not missing[1]:
+        return found
     pad = torch.nn.functional.pad
     return pad(found[0], missing, value=-1), pad(found[1], missing, value=False)

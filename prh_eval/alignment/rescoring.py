@@ -77,7 +77,8 @@ def _close(layer: Frame, single: Single, items: slice, chosen: Tensor, counts: T
     own = single.offsets[items] + layer.level(items)
     products = _inner([part[items] for part in single.parts], single.parts, counts, chosen)
     products = products / layer.factor / layer.factor
-    return products + own.repeat_interleave(counts) + single.offsets.index_select(0, chosen)
+    own = own.repeat_interleave(counts, output_size=len(chosen))
+    return products + own + single.offsets.index_select(0, chosen)
 
 
 def _exact(layer: Frame, plan: SearchPlan, items: Tensor, names: Tensor, wanted: Tensor) -> Tensor:
@@ -104,7 +105,8 @@ def _pairs(layer: Frame, items: Tensor, others: Tensor, chosen: Tensor, counts: 
     if layer.similarity == "cosine":
         return _inner([layer.rows[items]], [layer.rows[others]], counts, index)
     (mine, b), (theirs, c) = layer.centred(items), layer.centred(others)
-    return _inner([mine], [theirs], counts, index) + b.repeat_interleave(counts) + c[index]
+    b = b.repeat_interleave(counts, output_size=len(index))
+    return _inner([mine], [theirs], counts, index) + b + c[index]
 
 
 def _inner(x: list[Tensor], y: list[Tensor], counts: Tensor, index: Tensor) -> Tensor:
@@ -134,7 +136,8 @@ def _inner(x: list[Tensor], y: list[Tensor], counts: Tensor, index: Tensor) -> T
         for mine, theirs in zip(x, y, strict=True):
             result += torch.sparse.sampled_addmm(pattern, mine, theirs.T, beta=0.0).values()
         return result
-    item = torch.arange(len(counts), device=index.device).repeat_interleave(counts)
+    item = torch.arange(len(counts), device=index.device)
+    item = item.repeat_interleave(counts, output_size=len(index))
     for mine, theirs in zip(x, y, strict=True):
         size = max(1, _PAIR_VALUES // mine.shape[1])
         for some in torch.split(torch.arange(len(index), device=index.device), size):

@@ -104,13 +104,17 @@ def _gathered(
                     for right in layer.rows.blocks(plan.side, 0, len(others)):
                         values = products.between(turned, others[right])
                         candidates[number].add(values, start + right.start)
+                        del values
                     continue
                 values = products.within(turned, matrix[left], min(plan.n, len(turned)))
                 candidates[number].add(values, start + left.start)
+                # On a GPU two products would be held else.
+                del values
                 for other in range(number + 1, len(sides)):
                     values = products.between(turned, matrix[sides[other]])
                     candidates[number].add(values, start + sides[other].start)
                     candidates[other].add(values, start + left.start, items_first=False)
+                    del values
         except (RuntimeError, MemoryError) as error_:
             # Others wait for what this process passes on; kept, its traceback would keep the tile.
             failure = error_.with_traceback(None)

@@ -15,8 +15,9 @@ from torch import Tensor
 from prh_eval.alignment.threads import READERS
 
 _DIGIT_BITS = 16
-# Values looked at together; small enough to stay in a core's cache.
+# Values looked at together: on the CPU what stays in a core's cache, elsewhere what hides launches.
 _CHUNK = 1 << 17
+_DEVICE_CHUNK = 1 << 24
 
 
 class Magnitudes(NamedTuple):
@@ -84,7 +85,8 @@ def _chunks(tensors: Sequence[Tensor]) -> list[tuple[Tensor, slice]]:
     """All tensors in blocks of rows, none of which is read yet."""
     found = []
     for x in tensors:
-        rows = max(1, _CHUNK // x.shape[1])
+        values = _CHUNK if x.device.type == "cpu" else _DEVICE_CHUNK
+        rows = max(1, values // x.shape[1])
         found += [(x, slice(start, start + rows)) for start in range(0, x.shape[0], rows)]
     return found
 
@@ -95,9 +97,23 @@ def _counts(
     """How often each digit occurs, of magnitudes with these higher digits."""
     counts = np.zeros(1 << _DIGIT_BITS, dtype=np.int64)
     for x, rows in chunks:
+        if x.device.type != "cpu":
+            counts += _device_counts(kind, shift, higher, x[rows].flatten())
+            continue
         # Not torch, which would start threads of its own in each of ours.
         digits = kind.patterns(x[rows]).ravel() >> shift
         if higher is not None:
             digits = digits[digits >> _DIGIT_BITS == higher] - (higher << _DIGIT_BITS)
         counts += np.bincount(digits, minlength=len(counts))
+    return counts
+
+
+def _device_counts(
+    kind: Magnitudes, shift: int, higher: int | None, x: Tensor
+) -> npt.NDArray[np.int64]:
+    """The same of values that are on another device, and stay there."""
+    digits = (x.to(kind.floats).view(kind.integers) & torch.iinfo(kind.integers).max) >> shift
+    if higher is not None:
+        digits = digits[digits >> _DIGIT_BITS == higher] - (higher << _DIGIT_BITS)
+    counts: npt.NDArray[np.int64] = torch.bincount(digits, minlength=1 << _DIGIT_BITS).cpu().numpy()
     return counts

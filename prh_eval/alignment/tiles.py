@@ -261,8 +261,14 @@ def together(plan: SearchPlan, layers: int) -> SearchPlan:
     if plan.processes > 1 or plan.side < plan.n:
         return plan
     count = max(1, min(layers, _TOGETHER[plan.device] // plan.n**2))
+    block = plan.block
+    if plan.device == "cuda":
+        # Rows of whole layers are made at a time; a CPU has those of one in its caches.
+        block = max(plan.n, _BLOCK_VALUES["cuda"] // plan.dim // plan.n * plan.n)
     for several in range(count, 1, -1):
-        joined = replace(plan, layers=several, side=several * plan.n)
+        joined = replace(
+            plan, layers=several, side=several * plan.n, block=min(block, several * plan.n)
+        )
         if joined.peak_bytes <= plan.memory_bytes:
             return joined
     return plan

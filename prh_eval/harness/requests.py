@@ -374,7 +374,7 @@ def _graph(lm: Any, layers: list[Tensor], settings: CaptionSettings) -> Neighbor
         device=device if device.type == "cuda" else None,
         sharing=Processes.current(device) if lm.world_size > 1 else ALONE,
     )
-    return NeighborGraph(found.indices.cpu(), found.tied.cpu(), found.k)
+    return found.cpu()
 
 
 def _model_header(lm: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from prh_eval.alignment.layers import align
 from prh_eval.alignment.neighbors import layer_neighbors, neighbor_graph
 from prh_eval.alignment.preprocess import PROTOCOLS, preprocess, protocol
+from prh_eval.alignment.report import report
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.tiles import SearchPlan
 
@@ -31,7 +32,7 @@ DEVICES = [
 )
 def test_device_changes_nothing(device, similarity, name, n):
     g = torch.Generator().manual_seed(0)
-    sides = [[torch.randn(n, dim, generator=g) for dim in (48, 64, 32)] for _ in range(2)]
+    sides = [[torch.randn(n, dim, generator=g) for dim in (48, 48, 48, 64)] for _ in range(2)]
     for layers in sides:
         layers[1][40:80] = layers[1][3]
     here, there = (
@@ -50,6 +51,10 @@ def test_device_changes_nothing(device, similarity, name, n):
     assert torch.allclose(ours.grid, theirs.grid, rtol=0, atol=1e-13)
     assert (ours.x_layer, ours.y_layer) == (theirs.x_layer, theirs.y_layer)
     assert ours.stderr == pytest.approx(theirs.stderr, rel=1e-9)
+    ours, theirs = report(*here, 10, draws=20), report(*there, 10, draws=20)
+    assert torch.allclose(ours.null.values, theirs.null.values.cpu(), rtol=0, atol=1e-13)
+    assert torch.allclose(ours.z_grid, theirs.z_grid.cpu(), rtol=0, atol=1e-9)
+    assert theirs.interval == pytest.approx(ours.interval, rel=1e-9)
     # A reference from the cache lies on the CPU.
     assert torch.allclose(align(there[0], here[1], 10).grid, ours.grid, rtol=0, atol=1e-13)
 

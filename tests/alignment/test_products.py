@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prh_eval.alignment.products import Products, write_symmetric_product
+from prh_eval.alignment.products import Products, write_symmetric_products
 
 
 @given(st.integers(1, 300), st.integers(1, 9), st.sampled_from([torch.float32, torch.float64]))
@@ -17,8 +17,14 @@ def test_symmetric_products_are_products(n, dim, dtype):
     # Turned columns, as those of copies are: the product is symmetric, its factors differ.
     left, right = torch.cat([x, x.sin()], dim=1), torch.cat([x.sin(), x], dim=1)
     out = torch.full((n, n), torch.nan, dtype=dtype)
-    write_symmetric_product(left, right, out)
+    write_symmetric_products(left, right, out)
     torch.testing.assert_close(out, left @ right.T)
+    # Three layers below each other.
+    left, right = torch.cat([left, left.cos(), left]), torch.cat([right, left.cos(), right])
+    out = torch.full((3 * n, n), torch.nan, dtype=dtype)
+    write_symmetric_products(left, right, out)
+    exact = torch.unflatten(left, 0, (3, n)) @ torch.unflatten(right, 0, (3, n)).mT
+    torch.testing.assert_close(torch.unflatten(out, 0, (3, n)), exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -38,3 +44,13 @@ def test_products_in_the_place_of_others(dtype):
         part = x[start : start + 4].double()
         exact = (part @ part.T).float().fill_diagonal_(-torch.inf)
         torch.testing.assert_close(within[start : start + 4], exact, rtol=2**-8, atol=1e-5)
+
+
+def test_layers_on_another_device_are_multiplied_together():
+    """The shapes of what runs there; a device without values."""
+    x = torch.empty(12, 16, dtype=torch.float16, device="meta")
+    products = Products(x)
+    assert products.between(x, x[:7]).shape == (12, 7)
+    assert products.within(x, x, 4).shape == (12, 4)
+    assert products.within(x, x, 12).shape == (12, 12)
+    write_symmetric_products(x, x, torch.empty(12, 4, dtype=torch.float16, device="meta"))

@@ -43,6 +43,21 @@ def test_many_values_in_chunks_and_any_layout(dtype, share, monkeypatch):
     assert select_magnitude([x.T[:90], x.T[150:], x.T[90:150]], rank) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_values_on_another_device_are_counted_alike(dtype):
+    """What runs there, run here; the values stay where they are."""
+    x = torch.randn(30, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    kind = selection.Magnitudes.of([x])
+    for shift in range(torch.iinfo(kind.integers).bits - 16, -1, -16):
+        pattern = int(kind.patterns(x)[4, 5]) >> shift
+        for higher in (None, pattern >> 16):
+            if higher is None and pattern >> 16:
+                continue
+            here = selection._counts(kind, shift, higher, [(x, slice(0, 30))])
+            there = selection._device_counts(kind, shift, higher, x.flatten())
+            assert (here == there).all() and here[pattern & 0xFFFF] >= 1
+
+
 def test_types_of_16_bits_that_differ_lose_nothing():
     fine, large = torch.tensor([[1.0009765625, 3.0]]), torch.tensor([[-70144.0, 1.0]])
     tensors = [fine.to(torch.float16), large.to(torch.bfloat16)]
