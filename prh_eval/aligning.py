@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from prh_eval import __version__, store
 from prh_eval.alignment.frames import Similarity
-from prh_eval.alignment.graph import GRAPH_VERSION
+from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.preprocess import Protocol, validate_features
 from prh_eval.alignment.preprocess import protocol as named_protocol
 from prh_eval.alignment.report import Report, report
@@ -126,6 +126,8 @@ def align_files(
             does not fit them, or the memory is too small.
     """
     rule = named_protocol(protocol)
+    for source in (x, y):
+        _check_named(source)
     processes = processes or Processes.current()
     folder = cache_folder() / "aligned" if folder is None else folder
     contents = [_read(source) for source in (x, y)]
@@ -165,14 +167,22 @@ def align_files(
     for each in prepared:
         if isinstance(each, _Unmade):
             _check_memory(each, memory_bytes, processes)
-    sides = [
+    side_x, side_y = (
         _made(each, memory_bytes, processes, progress) if isinstance(each, _Unmade) else each
         for each in prepared
-    ]
-    if not processes.first or sides[0] is None or sides[1] is None:
+    )
+    if not processes.first or side_x is None or side_y is None:
         return None
-    found = report(sides[0].artifact.graph, sides[1].artifact.graph, k, draws=draws)
-    return found, sides[0], sides[1]
+    started = time.monotonic()
+    with tqdm(bar_format="{desc}", leave=False, disable=None if progress else True) as line:
+
+        def tell(stage: str) -> None:
+            line.set_description_str(stage)
+            if progress and line.disable:  # no terminal
+                logger.info("%s, begun after %.0f s", stage, time.monotonic() - started)
+
+        found = report(side_x.artifact.graph, side_y.artifact.graph, k, draws=draws, progress=tell)
+    return found, side_x, side_y
 
 
 # As prh_eval.alignment.preprocess asks for: with two, each is the other's nearest.
@@ -207,6 +217,16 @@ def _state(source: Source) -> _State:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _check_named(source: Source) -> None:
+    """Refuse a file, or a tensor, without a name."""
+    if not source.path:
+        raise PrhEvalError("a file to align has an empty name; it should be the path of a file")
+    if source.names is not None and not (source.names and all(source.names)):
+        raise PrhEvalError(
+            f"{source.named_by} has an empty name; it should be those of tensors in {source.path}"
+        )
 
 
 def _read(source: Source) -> _Content:
@@ -419,7 +439,7 @@ def _made(
 
 
 def _kept(path: Path, definition: Mapping[str, Any], k: int) -> GraphArtifact | None:
-    """The graphs that were kept, if they are whole and answer for k."""
+    """The graphs that were kept, as far as k, if they are whole and answer for it."""
     if not path.exists():
         return None
     try:
@@ -427,8 +447,13 @@ def _kept(path: Path, definition: Mapping[str, Any], k: int) -> GraphArtifact | 
     except ArtifactError as error:
         logger.warning("%s; it is made anew", error)
         return None
-    whole = artifact.header.get("made_from") == definition and artifact.graph.k >= k
-    return artifact if whole else None
+    if artifact.header.get("made_from") != definition or artifact.graph.k < k:
+        return None
+    # Errors and curves look as far as a graph does: what is found may not depend on what was kept.
+    near = artifact.graph.trimmed(k)
+    # Copies, so that what is further away is given up.
+    graph = NeighborGraph(near.indices.contiguous(), near.tied.contiguous(), k)
+    return GraphArtifact(graph, artifact.header)
 
 
 def _header(unmade: _Unmade) -> dict[str, Any]:

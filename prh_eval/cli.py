@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from prh_eval import __version__, demo
 from prh_eval.commands import align, compare, leaderboard, pairs, plan, references, rescore, show
@@ -65,8 +66,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return _parser().parse_args(joined)
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says itself what it does not know, with its own usage; subcommands have it too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="prh-eval",
         description="Alignment of language models with other encoders, as lm-eval tasks.",
     )

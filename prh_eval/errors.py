@@ -24,7 +24,7 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
         valid: The names that exist.
 
     Returns:
-        ``"did you mean 'x'? (valid: x, y, z)"``, or only the valid names where none is near. Of
+        ``"did you mean 'x'? (valid: x, y, z)"``, or ``"valid: x, y, z"`` where none is near. Of
         more than 60 names, those that are least like it are counted, not listed.
     """
     names = sorted(valid)
@@ -34,8 +34,8 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     if len(names) > _MOST_LISTED:
         shown = sorted(difflib.get_close_matches(name, names, n=_LISTED_OF_MORE, cutoff=0))
     more = f" and {len(names) - len(shown)} more" if shown is not names else ""
-    listing = f"(valid: {', '.join(shown)}{more})"
-    return f"did you mean {near[0]!r}? {listing}" if near else listing
+    listing = f"valid: {', '.join(shown)}{more}"
+    return f"did you mean {near[0]!r}? ({listing})" if near else listing
 
 
 def show_error(error: object, program: str = "prh-eval") -> None:

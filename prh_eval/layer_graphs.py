@@ -210,7 +210,7 @@ def layer_graphs(
                     device=processes.device,
                     sharing=processes,
                 )
-            graph = NeighborGraph(graph.indices.cpu(), graph.tied.cpu(), k)
+            graph = graph.cpu()
             if check:
                 check()
             if parts and processes.first:

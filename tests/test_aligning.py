@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -261,6 +262,28 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
         result = aligned(*files, k=4, folder=tmp_path / "file" / "work")
     assert result.score == pytest.approx(brute_force_grid(compared(X), compared(Y), 4).max())
     assert caplog.text.count("cannot write to") == 1
+
+
+@pytest.mark.parametrize(("draws", "drawn_before"), [(0, []), (20, ["20 random re-pairings"])])
+def test_how_far_it_is_after_the_last_layer_is_told(
+    draws: int, drawn_before: list[str], files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is no terminal: a line a stage, before it."""
+    with caplog.at_level(logging.INFO, logger="prh_eval"):
+        shown = aligned(*files, k=4, draws=draws, progress=True)
+        told = [m.rpartition(", begun after ") for m in caplog.messages if ", begun after " in m]
+        assert [stage for stage, _, _ in told] == [
+            "scores of all layer pairs",
+            "variances under re-pairing",
+            *drawn_before,
+            "pairs chosen on halves of the items",
+            "curves and hubs",
+        ]
+        assert all(re.fullmatch(r"\d+ s", seconds) for _, _, seconds in told)
+        caplog.clear()
+        silent = aligned(*files, k=4, draws=draws)
+        assert caplog.messages == []
+    assert torch.equal(shown.grid, silent.grid)
 
 
 # Graphs in place of features

@@ -39,11 +39,25 @@ def test_module_and_version():
     assert (done.returncode, done.stdout) == (0, f"prh-eval {__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["tasks-path", "nonsense"]])
-def test_wrong_usage_exits_with_2_and_the_usage(arguments, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "program"),
+    [
+        ([], ""),
+        (["nonsense"], ""),
+        (["--nonsense", "tasks-path"], ""),
+        (["tasks-path", "nonsense"], " tasks-path"),
+        (["align", "x", "y", "--nonsense", "1"], " align"),
+        (["references", "build", "a", "--nonsense"], " references build"),
+        (["leaderboard", "validate", "a", "--nonsense"], " leaderboard validate"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_the_usage_of_the_command(arguments, program, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
-    assert capsys.readouterr().err.startswith("usage: prh-eval")
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: prh-eval{program} [-h]")
+    assert f"\nprh-eval{program}: error: " in error
+    assert "nonsense" in error or not arguments
 
 
 def test_help_names_the_commands_and_imports_nothing_heavy():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from aligning_worlds import brute_force_grid, compared, drawn, save
 
 import prh_eval
 from prh_eval.aligning import Source, align_files
+from prh_eval.alignment.preprocess import PROTOCOLS
 from prh_eval.cli import main
 from prh_eval.commands.align import table
 from prh_eval.findings import Findings
@@ -187,6 +189,10 @@ def test_work_and_graph_k_say_where_and_how_many_are_kept(
         (["--device", "cuda:99"], "the device 'cuda:99' cannot be used here"),
         (["--protocol", "papr"], "did you mean 'paper'"),
         (["--x-names", "layr_0"], "did you mean 'layer_0'"),
+        (["--x-names", ""], "--x-names has an empty name; it should be those of tensors in "),
+        (["--y-names", "layer_0", ""], "--y-names has an empty name"),
+        (["--device", ""], "the device '' cannot be used here: it should be cpu, cuda or cuda and"),
+        (["--device", "foo"], "the device 'foo' cannot be used here: it should be cpu, cuda or"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -196,6 +202,81 @@ def test_wrong_input_is_one_sentence(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("prh-eval: error: ")
     assert words in last
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_file_without_a_name_is_one_sentence(
+    side: int, files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = list(files)
+    given[side] = ""
+    assert main(["align", *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "prh-eval: error: a file to align has an empty name; it should be the path of a file"
+    )
+
+
+def test_a_work_folder_without_a_name_is_refused(
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SystemExit, match="2"):
+        main(["align", *files, "--work", ""])
+    assert "argument --work: '' should be the name of a folder" in capsys.readouterr().err
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("below", ["", "work"])
+def test_work_that_cannot_be_a_folder_is_refused_before_any_search(
+    below: str,
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("prh_eval.aligning.align_files", lambda *_, **__: pytest.fail("begun"))
+    work = tmp_path / "file" / below
+    assert main(["align", *files, "--work", str(work)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"prh-eval: error: --work {work} is no folder and cannot become one (")
+
+
+def test_the_help_lists_every_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["align", "--help"])
+    *first, last = PROTOCOLS
+    listed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert f"preprocessing: {', '.join(first)} or {last}; default" in listed
+
+
+@pytest.mark.parametrize("kept", [6, 40])
+def test_a_result_is_the_same_whatever_was_kept(
+    kept: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kept graphs may reach further than a run asks for, and errors look as far as a graph does."""
+    rough = [(layer * 2).round() for layer in drawn(2, N, 3, 7)]  # with items that repeat: ties
+    paths = [
+        str(save(layers, tmp_path / name))
+        for layers, name in ((X, "x.safetensors"), (rough, "y.safetensors"))
+    ]
+
+    def printed(work: str, *options: str) -> str:
+        command = ["align", *paths, "--k", "3", "--json", "--work", str(tmp_path / work)]
+        assert main([*command, *options]) == 0
+        return capsys.readouterr().out
+
+    anew = printed("anew")
+    wide = printed("work", "--graph-k", str(kept))
+    assert printed("work") == anew
+    assert json.loads(wide)["k_curve"][-1]["k"] == kept
+    # The kept graphs still reach as far as they did.
+    assert printed("work", "--graph-k", str(kept)) == wide
 
 
 def test_names_for_a_file_without_names_say_which_option(

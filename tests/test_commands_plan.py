@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from prh_eval.cli import main, parse
-from prh_eval.costs import DEVICES, model_costs
+from prh_eval.costs import DEVICES, model_costs, overlap_seconds, reporting_bytes, reporting_seconds
 from prh_eval.features.files import file_features
 from prh_eval.schema import FeatureFile
 
@@ -48,7 +48,11 @@ def test_json_has_the_model_behind_it(capsys: pytest.CaptureFixture[str]) -> Non
         assert made["layer"]["seconds"] == costs.search_seconds
         assert made["search_seconds"] == layers * costs.search_seconds
         total += made["reading_seconds"] + made["search_seconds"]
-    assert content["seconds"] == pytest.approx(total + content["overlap_seconds"])
+    after = content["overlap_seconds"] + content["reporting_seconds"]
+    assert content["overlap_seconds"] == overlap_seconds(1_000_000, 25, 41, 20)
+    assert content["reporting_seconds"] == reporting_seconds(1_000_000, 25, 41, 20)
+    assert content["reporting_bytes"] == reporting_bytes(1_000_000, 25, 41, 20)
+    assert content["seconds"] == pytest.approx(total + after)
     assert content["hours"] == pytest.approx(content["seconds"] / 3600)
     assert content["encoding"]["operations"] == 2 * 7e9 * 1_000_000 * 30
     assert content["encoding"]["seconds"] == pytest.approx(4.2e17 / (4 * 989e12 * 0.25))
@@ -73,14 +77,21 @@ def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "a device receives of a layer" not in rows
     assert f"In all, estimated: {content['hours']:.3g} hours" in text
+    assert "halves" not in text  # which there are of two models
+    both = planned(capsys, *MILLION, "--other-layers", "1", "--other-dim", "2")
+    assert "Their chance, errors and halves, estimated: 5.2 min, in 5.50 GB beside both" in both
     # Whatever is a time says that it is an estimate.
-    for line in text.splitlines():
+    for line in (text + both).splitlines():
         assert "estimated" in line.lower() or not re.search(r"\d (s|min|h|hours)\b", line), line
 
 
 def test_small_and_large_numbers_are_readable(capsys: pytest.CaptureFixture[str]) -> None:
     small = planned(capsys, "--items", "1024", "--layers", "1", "--dim", "32", "--k", "1")
     assert "65.5 kB" in small
+    assert "1 layer x 32" in small
+    tiny = planned(capsys, "--items", "2", "--layers", "2", "--dim", "5", "--k", "1")
+    assert "2 layers x 5" in tiny
+    assert re.search(r"operations of a layer +[1-9]\d* FLOP\n", tiny)
     options = ["--items", "100000000", "--memory", "1TB", "--parameters", "1e12"]
     large = planned(capsys, *MILLION, *options)
     assert "5.12 TB" in large
@@ -107,7 +118,9 @@ def test_a_cpu_is_measured(
         (["--other-dim", "3"], "--other-layers and --other-dim must be given together"),
         (["--memory", "1GB"], "of memory, where 1,000"),
         (["--gpus", "1000001"], "--gpus 1000001 is more than the 1000000 items"),
-        (["--items", "2147483648"], "more than the 2,147,483,647 items"),
+        (["--items", "2147483648"], "--items is more than the 2,147,483,647 items"),
+        (["--items", "1e30"], "--items is more than the 2,147,483,647 items"),
+        (["--device", "cuda:0"], "no device 'cuda:0' in the cost model; valid: a100, cpu, "),
         (["--tokens", "30"], "needs --parameters too"),
     ],
 )

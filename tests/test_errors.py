@@ -9,7 +9,7 @@ def test_the_nearest_name_is_suggested() -> None:
     assert suggestion("helaswag", ["gsm8k", "hellaswag"]) == (
         "did you mean 'hellaswag'? (valid: gsm8k, hellaswag)"
     )
-    assert suggestion("xyz", ["b", "a"]) == "(valid: a, b)"
+    assert suggestion("xyz", ["b", "a"]) == "valid: a, b"
 
 
 def test_a_long_list_is_cut_to_what_is_near() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -101,7 +102,14 @@ class Report:
     hub_warning: str | None
 
 
-def report(x: NeighborGraph, y: NeighborGraph, k: int, *, draws: int | None = None) -> Report:
+def report(
+    x: NeighborGraph,
+    y: NeighborGraph,
+    k: int,
+    *,
+    draws: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
     """Score every layer pair of two models, with error, chance, cross-fitting, curves and hubs.
 
     The same graphs give the same numbers on every machine.
@@ -112,18 +120,23 @@ def report(x: NeighborGraph, y: NeighborGraph, k: int, *, draws: int | None = No
         k: Neighbourhood size that both graphs answer for; curves go as far as the graphs do.
         draws: Number of permutations for the null of the best pair; 0 for none, None for
             :data:`DRAWS`, or none where there are more than :data:`DRAWS_ITEMS` items.
+        progress: Called with the name of each stage that takes long, before it.
 
     Raises:
         PrhEvalError: If the graphs are of different numbers of items, or k is too large for one.
     """
+    tell = progress or (lambda _: None)
+    tell("scores of all layer pairs")
     alignment = align(x, y, k)
     best = x.layer(alignment.x_layer), y.layer(alignment.y_layer)
     trimmed = x.trimmed(k), y.trimmed(k)
+    tell("variances under re-pairing")
     z_grid = z_scores(alignment.grid, permutation_moments(*trimmed, k)).cpu()
     null = None
     if draws is None:
         draws = DRAWS if x.n <= DRAWS_ITEMS else 0
     if draws:
+        tell(f"{draws:,} random re-pairings")
         values = permutation_null(*trimmed, k, draws=draws, seed=SEED).cpu().sort().values
         null = Null(values, SEED, ALPHA, calibrate(alignment.score, values, ALPHA))
     last = Chosen(
@@ -132,8 +145,10 @@ def report(x: NeighborGraph, y: NeighborGraph, k: int, *, draws: int | None = No
         x.layers - 1,
         alignment.last_layer_y,
     )
+    tell("pairs chosen on halves of the items")
     crossed = cross_fitted(x, y, k, seed=SEED)
     flattery = crossed.flattery if crossed else 0.0
+    tell("curves and hubs")
     found = hubs(*best, k)
     return Report(
         alignment=alignment,

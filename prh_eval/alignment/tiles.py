@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 _MEMORY_BYTES = 4 << 30
 # Candidates beyond k, or half as many again; an item that needs more is searched for exactly.
 _SPARE = 22
-# Items on a side of a tile: on the CPU what stays in the caches, elsewhere what hides launches.
-_SIDES = {"cpu": 2048, "cuda": 16384}
+# Items on a side of a tile: on the CPU what stays in the caches, elsewhere what hides launches: as
+# many as kernels can address the values of with 32 bits.
+_SIDES = {"cpu": 2048, "cuda": 23_168}
 _LEAST_SIDE = 256
 # Where memory runs out in spite of the plan, tiles are halved down to this.
 _SMALLEST_SIDE = 16

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prh_eval.commands.arguments import check_device, not_negative, positive, size
+from prh_eval.commands.arguments import check_device, folder, not_negative, positive, size
 from prh_eval.errors import PrhEvalError
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="random re-pairings of the items that tell what chance can do; default: 1000, or none "
         "where there are more than 20,000 items",
     )
-    parser.add_argument("--protocol", default="paper", help="preprocessing; default: paper")
+    parser.add_argument(
+        "--protocol",
+        default="paper",
+        help="preprocessing: paper, paper_loose or unclipped; default: paper",
+    )
     for option, of in (("--similarity", "both"), ("--x-similarity", "X"), ("--y-similarity", "Y")):
         parser.add_argument(
             option,
@@ -64,7 +68,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         )
     parser.add_argument(
         "--work",
-        type=Path,
+        type=folder,
         metavar="FOLDER",
         help="where graphs are kept; default: aligned/ in PRH_EVAL_CACHE or the user's cache",
     )
@@ -93,6 +97,8 @@ def _align(arguments: argparse.Namespace) -> int:
     with processes(arguments.device) as group:
         if output is not None and group.first:
             _check_output(output, arguments.x, arguments.y)
+        if arguments.work is not None and group.first:
+            _make_folder(arguments.work)
         aligned = align_files(
             Source(arguments.x, arguments.x_names, arguments.x_similarity or both, "--x-names"),
             Source(arguments.y, arguments.y_names, arguments.y_similarity or both, "--y-names"),
@@ -257,6 +263,17 @@ def _check_output(output: Path, *inputs: str) -> None:
     place = output if _in_place(output) else output.resolve().parent
     if not os.access(place, os.W_OK):
         raise PrhEvalError(f"--output {output} cannot be written: {place} is not writable")
+
+
+def _make_folder(work: Path) -> None:
+    """Before hours of work that could not be kept."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrhEvalError(
+            f"--work {work} is no folder and cannot become one ({error.strerror or error}); it "
+            "should be a folder that can be written"
+        ) from error
 
 
 def _in_place(output: Path) -> bool:

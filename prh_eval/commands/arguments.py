@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Literal
 
 from prh_eval.errors import PrhEvalError
@@ -46,6 +47,13 @@ def size(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+def folder(text: str) -> Path:
+    """A folder, there or not; an empty name would be the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' should be the name of a folder")
+    return Path(text)
+
+
 def caption(text: str) -> int | Literal["mean"]:
     """Which caption of an item: its number, from 0, or ``mean``."""
     if text == "mean":
@@ -71,13 +79,11 @@ def check_device(given: str | None) -> None:
     why = ""
     try:
         device = torch.device(given)
-    except RuntimeError as error:
-        why = str(error).splitlines()[0]
-    else:
-        count = torch.cuda.device_count() if device.type == "cuda" else 0
-        if device.type not in ("cpu", "cuda"):
-            why = "it should be cpu, cuda or cuda and a number, as cuda:1"
-        elif device.type == "cuda" and (device.index or 0) >= count:
-            why = f"this machine has {count} CUDA devices that this torch can use"
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        why = "it should be cpu, cuda or cuda and a number, as cuda:1"
+    elif device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        why = f"this machine has {count} CUDA devices that this torch can use"
     if why:
         raise PrhEvalError(f"the device {given!r} cannot be used here: {why}")

@@ -93,12 +93,20 @@ def _share(text: str) -> float:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from prh_eval.costs import EFFICIENCY, device, encoding_operations, model_costs, overlap_seconds
+    from prh_eval.costs import (
+        EFFICIENCY,
+        device,
+        encoding_operations,
+        model_costs,
+        overlap_seconds,
+        reporting_bytes,
+        reporting_seconds,
+    )
 
     n, k, gpus = arguments.items, arguments.k, arguments.gpus
     if n > _MOST_ITEMS:
         raise PrhEvalError(
-            f"--items {n} is more than the {_MOST_ITEMS:,} items that a graph can number"
+            f"--items is more than the {_MOST_ITEMS:,} items that a graph can number"
         )
     if gpus > n:
         raise PrhEvalError(f"--gpus {gpus} is more than the {n} items; each needs one at least")
@@ -145,8 +153,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     }
     seconds = sum(side.seconds for side in sides)
     if len(sides) == 2:
-        content["overlap_seconds"] = overlap_seconds(n, sides[0].layers, sides[1].layers, k)
-        seconds += content["overlap_seconds"]
+        counts = sides[0].layers, sides[1].layers
+        content["overlap_seconds"] = overlap_seconds(n, *counts, k)
+        content["reporting_seconds"] = reporting_seconds(n, *counts, k)
+        content["reporting_bytes"] = reporting_bytes(n, *counts, k)
+        seconds += content["overlap_seconds"] + content["reporting_seconds"]
     if arguments.parameters is not None:
         tokens = arguments.tokens or _TOKENS
         operations = encoding_operations(arguments.parameters, n, tokens)
@@ -196,7 +207,7 @@ def table(content: Mapping[str, Any]) -> str:
     each = "each device" if gpus > 1 else "the device"
     rows: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         (f"features on disk ({content['stored']})", lambda of: _bytes(of["feature_bytes"])),
-        ("graphs on disk", lambda of: _bytes(of["kept_bytes"])),
+        ("graphs on disk, for a while twice", lambda of: _bytes(of["kept_bytes"])),
         ("graphs in memory", lambda of: _bytes(of["graph_bytes"])),
         ("memory while they are written", lambda of: _bytes(of["writing_bytes"])),
         (f"memory of {each}, in all", lambda of: _bytes(of["layer"]["peak_bytes"])),
@@ -214,7 +225,9 @@ def table(content: Mapping[str, Any]) -> str:
         ("search of a layer, estimated", lambda of: _time(of["layer"]["seconds"])),
         ("search of all, estimated", lambda of: _time(of["search_seconds"])),
     ]
-    heads = [f"{of['layers']} layers x {of['dim']:,}" for of in models]
+    heads = [
+        f"{of['layers']} layer{'' if of['layers'] == 1 else 's'} x {of['dim']:,}" for of in models
+    ]
     count = f"{gpus} x " if gpus > 1 else ""
     rates = f"{content['efficiency']:.0%} of {content['peak_flops'] / 1e12:.4g} TFLOP/s"
     lines = [
@@ -233,6 +246,10 @@ def table(content: Mapping[str, Any]) -> str:
         lines.append(
             f"Scores of all {pairs:,} layer pairs, estimated: {_time(content['overlap_seconds'])}"
         )
+        lines.append(
+            f"Their chance, errors and halves, estimated: {_time(content['reporting_seconds'])}, "
+            f"in {_bytes(content['reporting_bytes'])} beside both graphs"
+        )
     lines.append(
         f"In all, estimated: {_hours(content['hours'])} hours ({_time(content['seconds'])})"
     )
@@ -244,8 +261,8 @@ def table(content: Mapping[str, Any]) -> str:
             f"estimated: {_time(encoding['seconds'])}"
         )
     lines.append(
-        f"Estimated: products at {rates} a device, reading and scores on one core; disks and "
-        "copies to the device are not counted, nor moments and errors"
+        f"Estimated: products at {rates} a device, all else on one core; disks, copies to the "
+        "device and random re-pairings (--draws) are not counted"
     )
     return "\n".join(lines)
 
@@ -255,7 +272,8 @@ def _bytes(count: float) -> str:
 
 
 def _operations(count: float) -> str:
-    return _scaled(count / 1e9, 1000.0, ("GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
+    prefixes = ("", "k", "M", "G", "T", "P", "E", "Z")
+    return _scaled(count, 1000.0, [f"{prefix}FLOP" for prefix in prefixes])
 
 
 def _scaled(value: float, step: float, units: Sequence[str]) -> str:

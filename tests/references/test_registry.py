@@ -416,7 +416,7 @@ def test_a_path_that_cannot_be_one(place: Path) -> None:
     [
         ({"encoder__tokn": "class"}, "unknown key 'encoder.tokn'; did you mean 'token'?"),
         ({"famly": "x"}, "unknown key 'famly'; did you mean 'family'?"),
-        ({"values": "cielab"}, "unknown key 'values'; .valid: "),
+        ({"values": "cielab"}, "unknown key 'values'; valid: "),
         ({"pairs__column": "x"}, "unknown key 'pairs.column'; .*caption_column"),
         ({"encoder__preprocessing": {"size": 3}}, "unknown key 'encoder.preprocessing.size'; did"),
         ({"encoder__token": "clas"}, "'encoder.token' is 'clas'; did you mean 'class'?"),
