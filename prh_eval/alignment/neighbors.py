@@ -199,21 +199,19 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
 
 def _ranked(layer: Frame, plan: SearchPlan, items: slice | Tensor) -> Found:
     """Neighbours of some items by ranking the similarities to all others in float64."""
-    place = layer.mean.device
+    # Nothing is left out of a slice: chunks of as many rows as whole layers have are whole layers.
+    whole = isinstance(items, slice)
     if isinstance(items, slice):
-        numbers, whole = torch.arange(items.start, items.stop, device=place), items
-    else:
-        numbers, whole = items, None
+        items = torch.arange(items.start, items.stop, device=layer.mean.device)
     # Written to in place: the rows of chunk after chunk would scatter over the heap.
-    indices = numbers.new_full((len(numbers), plan.k), -1, dtype=torch.int32)
+    indices = items.new_full((len(items), plan.k), -1, dtype=torch.int32)
     tied = torch.zeros_like(indices, dtype=torch.bool)
-    similarities = layer.mean.new_empty(min(plan.ranked, len(numbers)), plan.n)
-    for start in range(0, len(numbers), plan.ranked):
-        chosen = numbers[start : start + plan.ranked]
+    similarities = layer.mean.new_empty(min(plan.ranked, len(items)), plan.n)
+    for start in range(0, len(items), plan.ranked):
+        chosen = items[start : start + plan.ranked]
         rows = slice(start, start + len(chosen))
         nearness = similarities[: len(chosen)]
         if whole and layer.rows.made and len(chosen) % plan.n == 0:
-            # Nothing is left out, so that these are whole layers.
             _write_layers(layer, rows, nearness)
         else:
             _write_nearness(layer, plan, chosen, nearness)

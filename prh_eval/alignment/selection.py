@@ -101,9 +101,7 @@ def _counts(
             counts += _device_counts(kind, shift, higher, x[rows].flatten())
             continue
         # Not torch, which would start threads of its own in each of ours.
-        digits = kind.patterns(x[rows]).ravel() >> shift
-        if higher is not None:
-            digits = digits[digits >> _DIGIT_BITS == higher] - (higher << _DIGIT_BITS)
+        digits = _below(kind.patterns(x[rows]).ravel() >> shift, higher)
         counts += np.bincount(digits, minlength=len(counts))
     return counts
 
@@ -112,8 +110,14 @@ def _device_counts(
     kind: Magnitudes, shift: int, higher: int | None, x: Tensor
 ) -> npt.NDArray[np.int64]:
     """The same of values that are on another device, and stay there."""
-    digits = (x.to(kind.floats).view(kind.integers) & torch.iinfo(kind.integers).max) >> shift
-    if higher is not None:
-        digits = digits[digits >> _DIGIT_BITS == higher] - (higher << _DIGIT_BITS)
+    patterns = x.to(kind.floats).view(kind.integers) & torch.iinfo(kind.integers).max
+    digits = _below(patterns >> shift, higher)
     counts: npt.NDArray[np.int64] = torch.bincount(digits, minlength=1 << _DIGIT_BITS).cpu().numpy()
     return counts
+
+
+def _below(patterns: Any, higher: int | None) -> Any:
+    """The lowest digit of those patterns, of NumPy or torch, whose other digits are these."""
+    if higher is None:
+        return patterns
+    return patterns[patterns >> _DIGIT_BITS == higher] - (higher << _DIGIT_BITS)
