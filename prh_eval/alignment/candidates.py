@@ -166,7 +166,10 @@ class Candidates:
             item, index, value, place = item[kept], index[kept], value[kept], place[kept]
             longest = keep
         held = keep if self._settled else 0
-        width = held + max(longest, keep - held)
+        if last and whole and held + longest <= 2 * keep:
+            width = held + longest
+        else:
+            width = held + max(longest, keep - held)
         values = self._values.new_full((len(count), width), -torch.inf)
         indices = self._indices.new_full((len(count), width), -1)
         values[:, :held], indices[:, :held] = self._values[:, :held], self._indices[:, :held]

@@ -19,7 +19,7 @@ Similarity = Literal["cosine", "euclidean"]
 # What squares and products are scaled to; float16 reaches 65,504.
 _LARGEST = 2.0**13
 # Dimensions whose products are added up in float32; of more, sums are added up in float64.
-SUMMED = 128
+SUMMED = 192
 # Squared distances below which ties are no longer told apart, relative to them, in float64.
 _LEAST_SCALE = 1e-280
 # Mean squared distance of unit rows from their mean below which float32 loses too much of it.

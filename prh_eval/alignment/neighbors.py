@@ -230,7 +230,7 @@ def _write_layers(layer: Frame, rows: slice, nearness: Tensor) -> None:
     Of Euclidean nearness without the item's own b, which ranks nothing in its row.
     """
     x, b = _compared(layer, rows)
-    write_symmetric_products(x, x, nearness)
+    write_symmetric_products(x, nearness)
     if b is not None:
         nearness += b
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -37,15 +39,21 @@ class Products:
             return torch.mm(left, right.T, out=self._placed(len(left), len(right)))
         return left @ right.T
 
-    def within(self, left: Tensor, right: Tensor, n: int) -> Tensor:
-        """Of every n rows with each other, symmetric, and -inf with themselves; (rows, n)."""
+    def within(self, rows: Tensor, n: int, turned: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of every n rows with each other, symmetric, and -inf with themselves; (rows, n).
+
+        Args:
+            rows: One side of the product.
+            n: Number of rows that are multiplied with each other.
+            turned: Makes the other side of some rows.
+        """
         if self._on_cpu:
-            result = self._placed(len(left), n)
-            write_symmetric_products(left, right, result)
-        elif len(left) == n:
-            result = self.between(left, right)
+            result = self._placed(len(rows), n)
+            write_symmetric_products(rows, result, turned)
+        elif len(rows) == n:
+            result = self.between(turned(rows), rows)
         else:
-            x, y = (torch.unflatten(part, 0, (-1, n)) for part in (left, right))
+            x, y = (torch.unflatten(part, 0, (-1, n)) for part in (turned(rows), rows))
             several = torch.bmm(x, y.mT, self.dtype) if self._widened else x @ y.mT
             result = several.flatten(0, 1)
         torch.unflatten(result, 0, (-1, n)).diagonal(dim1=1, dim2=2).fill_(-torch.inf)
@@ -57,23 +65,25 @@ class Products:
         return self._room[: rows * columns].view(rows, columns)
 
 
-def write_symmetric_products(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Write left @ right.T of every n rows, where that is symmetric: on a CPU half is multiplied.
+def write_symmetric_products(
+    x: Tensor, out: Tensor, turned: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> None:
+    """Write x @ turned(x).T of every n rows, which is symmetric: on a CPU half is multiplied.
 
     Args:
-        left: Shape (layers n, dim).
-        right: The same shape.
+        x: Shape (layers n, dim).
         out: Where to; shape (layers n, n), of the same type.
+        turned: Makes the other side of some rows.
     """
     n = out.shape[1]
     if out.device.type != "cpu":
-        x, y, products = (torch.unflatten(part, 0, (-1, n)) for part in (left, right, out))
-        torch.bmm(x, y.mT, out=products)
+        left, right, products = (torch.unflatten(part, 0, (-1, n)) for part in (x, turned(x), out))
+        torch.bmm(left, right.mT, out=products)
         return
-    for x, y, product in zip(*(torch.split(part, n) for part in (left, right, out)), strict=True):
+    for rows, product in zip(torch.split(x, n), torch.split(out, n), strict=True):
         for start in range(0, n, _STEP):
-            rows = slice(start, start + _STEP)
-            tile = torch.mm(x[start:], y[rows].T)
-            product[start:, rows] = tile
+            some = slice(start, start + _STEP)
+            tile = torch.mm(rows[start:], turned(rows[some]).T)
+            product[start:, some] = tile
             # Turned over in one piece, which is three times as fast.
-            product[rows, start + _STEP :] = tile[_STEP:].T.contiguous()
+            product[some, start + _STEP :] = tile[_STEP:].T.contiguous()

@@ -25,15 +25,15 @@ class Rows:
     Only the rows that are asked for are ever held in float64, so that what is stored may be of
     half the precision or less, lie on another device, or be mapped from a file.
 
-    Several layers of n items may lie below each other.
+    Several layers of n items may be taken together: their rows follow each other.
 
     Attributes:
-        stored: Shape (layers n, dim), any floating type, on any device.
+        stored: Shape (n, dim), any floating type, on any device.
         limit: Magnitude that values are clipped to; None for no clipping.
         unit: Whether each row is divided by its length; a row of zeros stays as it is.
         made: Whether all this is done already.
         device: Where the rows are given; None for where they are stored.
-        layers: How many.
+        below: What further layers are stored in, each of the same shape and type, and beside it.
     """
 
     stored: Tensor
@@ -41,15 +41,20 @@ class Rows:
     unit: bool = False
     made: bool = False
     device: torch.device | None = None
-    layers: int = 1
+    below: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
-        return self.stored.shape[0]
+        return self.layers * self.n
 
     @property
     def n(self) -> int:
         """Number of items of a layer."""
-        return len(self) // self.layers
+        return self.stored.shape[0]
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return 1 + len(self.below)
 
     @property
     def dim(self) -> int:
@@ -70,11 +75,13 @@ class Rows:
         x = torch.empty(len(self), self.dim, dtype=torch.float64, device=self.place)
         for part in self.blocks(block):
             x[part] = self[part]
-        return Rows(x, unit=self.unit, made=True, layers=self.layers)
+        first, *below = torch.split(x, self.n)
+        return Rows(first, unit=self.unit, made=True, below=tuple(below))
 
     def loaded(self) -> Rows:
         """The same layer, stored where its rows are given."""
-        return replace(self, stored=self.stored.to(self.place))
+        first, *below = (x.to(self.place) for x in (self.stored, *self.below))
+        return replace(self, stored=first, below=tuple(below))
 
     @property
     def loading_bytes(self) -> int:
@@ -82,7 +89,7 @@ class Rows:
         return 0 if self.stored.device == self.place else self.stored.nbytes
 
     def joins(self, other: Rows) -> bool:
-        """Whether the rows of another layer can lie below these."""
+        """Whether another layer can be taken together with this one."""
         mine, its = (
             (x.stored.shape, x.stored.dtype, x.stored.device, x.limit, x.unit, x.made, x.place)
             for x in (self, other)
@@ -91,16 +98,40 @@ class Rows:
 
     @classmethod
     def joined(cls, layers: Sequence[Rows]) -> Rows:
-        """Layers that can lie below each other, in one."""
-        stored = torch.cat([layer.stored for layer in layers])
-        return replace(layers[0], stored=stored, layers=len(layers))
+        """Layers that can be taken together, in one."""
+        return replace(layers[0], below=tuple(layer.stored for layer in layers[1:]))
+
+    def _taken(self, index: slice | Tensor) -> Tensor:
+        """Some rows as they are stored, where they are given; of several layers in rising order."""
+        if isinstance(index, Tensor):
+            index = index.to(self.stored.device)
+        if not self.below:
+            # A slice is not copied.
+            x = (
+                self.stored[index]
+                if isinstance(index, slice)
+                else self.stored.index_select(0, index)
+            )
+            return x.to(self.place)
+        firsts = range(0, len(self), self.n)
+        parts = zip(firsts, (self.stored, *self.below), strict=True)
+        if isinstance(index, slice):
+            own = [part[max(0, index.start - at) : max(0, index.stop - at)] for at, part in parts]
+        else:
+            ends = torch.searchsorted(index, index.new_tensor(firsts[1:]))
+            shares = index.tensor_split(ends.cpu())
+            own = [
+                x.index_select(0, rows - at) for rows, (at, x) in zip(shares, parts, strict=True)
+            ]
+        some = [x for x in own if len(x)] or own[:1]
+        return (some[0] if len(some) == 1 else torch.cat(some)).to(self.place)
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
-        """Some rows, by slice or by position: float64, shape (rows, dim)."""
-        if isinstance(index, Tensor):
-            x = self.stored.index_select(0, index.to(self.stored.device)).to(self.place)
-        else:
-            x = self.stored[index].to(self.place)
+        """Some rows, by slice or by position: float64, shape (rows, dim).
+
+        Positions in several layers are in rising order.
+        """
+        x = self._taken(index)
         if self.made:
             return x
         # Contiguous, so that every row is summed in the same order and equal rows stay equal.
@@ -127,7 +158,7 @@ class Rows:
         Not of what is stored in float64. Where a length is near the ends of float32's range, the
         row is not finite.
         """
-        x = self.stored[index].to(self.place).float()
+        x = self._taken(index).float()
         if self.limit is not None:
             limit = min(self.limit, _MOST)
             x = x.clamp(-limit, limit)

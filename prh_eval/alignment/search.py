@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def _gathered(
 ) -> tuple[list[Candidates], Exception | None]:
     """The candidates of every side of this process's items; or what went wrong."""
     margin = layer.scaled(_TIES * TIE_TOLERANCE * layer.scale)
-    products = Products(matrix)
+    products, turned = Products(matrix), partial(turn, dim=layer.rows.dim)
     sides = list(layer.rows.blocks(plan.side, 0, len(matrix)))
     candidates = [
         Candidates(plan.k, plan.keep, error[side], margin, products.dtype, plan.near)
@@ -96,24 +97,24 @@ def _gathered(
     for owner, others in sharing.passed_round(matrix):
         if failure is not None:
             continue
-        start = sharing.rows(plan.n, owner).start
+        start, own = sharing.rows(plan.n, owner).start, owner == sharing.rank
         try:
             for number, left in enumerate(sides):
-                turned = turn(matrix[left], layer.rows.dim)
-                if owner != sharing.rank:
-                    for right in layer.rows.blocks(plan.side, 0, len(others)):
-                        values = products.between(turned, others[right])
-                        candidates[number].add(values, start + right.start)
-                        del values
-                    continue
-                values = products.within(turned, matrix[left], min(plan.n, len(turned)))
-                candidates[number].add(values, start + left.start)
-                # On a GPU two products would be held else.
-                del values
-                for other in range(number + 1, len(sides)):
-                    values = products.between(turned, matrix[sides[other]])
-                    candidates[number].add(values, start + sides[other].start)
-                    candidates[other].add(values, start + left.start, items_first=False)
+                rows = matrix[left]
+                if own:
+                    values = products.within(rows, min(plan.n, len(rows)), turned)
+                    candidates[number].add(values, start + left.start)
+                    # On a GPU two products would be held else.
+                    del values
+                    rest = sides[number + 1 :]
+                else:
+                    rest = [*layer.rows.blocks(plan.side, 0, len(others))]
+                rows = turned(rows) if rest else rows
+                for other, right in enumerate(rest, number + 1):
+                    values = products.between(rows, others[right])
+                    candidates[number].add(values, start + right.start)
+                    if own:
+                        candidates[other].add(values, start + left.start, items_first=False)
                     del values
         except (RuntimeError, MemoryError) as error_:
             # Others wait for what this process passes on; kept, its traceback would keep the tile.

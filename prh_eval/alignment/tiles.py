@@ -33,7 +33,7 @@ _EXACT_CANDIDATES = 0.12
 _EXACT_NARROW = 16384
 _NARROW = 32
 # Similarities of layers of few items that are searched together, so that calls cost less of it.
-_TOGETHER = {"cpu": 1 << 20, "cuda": 1 << 26}
+_TOGETHER = {"cpu": 1 << 22, "cuda": 1 << 26}
 # Values of rows that are made at a time: on the CPU what hides the cost of calls.
 _BLOCK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}
 # Values of either side of pairs whose exact similarities are computed at a time.
@@ -96,9 +96,6 @@ class SearchPlan:
             size += (8 * self.dim if exact else 4 * self.dim + 16) * items
         if self.loaded:
             size += self.layers * self.loading_bytes
-        if self.layers > 1:
-            # Below each other, as they are stored.
-            size += 8 * self.dim * items
         if self.dtype == torch.float64:
             return size
         # The copy, and what is sent and received where there are others.
@@ -261,7 +258,9 @@ def together(plan: SearchPlan, layers: int) -> SearchPlan:
     """
     if plan.processes > 1 or plan.side < plan.n:
         return plan
-    count = max(1, min(layers, _TOGETHER[plan.device] // plan.n**2))
+    most = max(1, _TOGETHER[plan.device] // plan.n**2)
+    # As many each time, rather than few in the end.
+    count = math.ceil(layers / math.ceil(layers / most))
     block = plan.block
     if plan.device == "cuda":
         # Rows of whole layers are made at a time; a CPU has those of one in its caches.

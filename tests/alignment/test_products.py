@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from prh_eval.alignment.products import Products, write_symmetric_products
 
@@ -14,17 +15,20 @@ from prh_eval.alignment.products import Products, write_symmetric_products
 @settings(deadline=None, max_examples=40)
 def test_symmetric_products_are_products(n, dim, dtype):
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(n), dtype=dtype)
-    # Turned columns, as those of copies are: the product is symmetric, its factors differ.
-    left, right = torch.cat([x, x.sin()], dim=1), torch.cat([x.sin(), x], dim=1)
-    out = torch.full((n, n), torch.nan, dtype=dtype)
-    write_symmetric_products(left, right, out)
-    torch.testing.assert_close(out, left @ right.T)
-    # Three layers below each other.
-    left, right = torch.cat([left, left.cos(), left]), torch.cat([right, left.cos(), right])
-    out = torch.full((3 * n, n), torch.nan, dtype=dtype)
-    write_symmetric_products(left, right, out)
-    exact = torch.unflatten(left, 0, (3, n)) @ torch.unflatten(right, 0, (3, n)).mT
-    torch.testing.assert_close(torch.unflatten(out, 0, (3, n)), exact)
+    # The product is symmetric, its factors differ: as those of copies do.
+    layer = torch.cat([x, x.sin()], dim=1)
+    for rows in (layer, torch.cat([layer, layer.cos(), layer])):
+        out = torch.full((len(rows), n), torch.nan, dtype=dtype)
+        write_symmetric_products(rows, out, turned)
+        each = torch.unflatten(rows, 0, (-1, n))
+        torch.testing.assert_close(out, (each @ turned(each).mT).flatten(0, 1))
+        write_symmetric_products(rows, out)
+        torch.testing.assert_close(out, (each @ each.mT).flatten(0, 1))
+
+
+def turned(x: Tensor) -> Tensor:
+    """With the halves of the columns changed over."""
+    return torch.cat(x.tensor_split(2, dim=-1)[::-1], dim=-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -39,10 +43,10 @@ def test_products_in_the_place_of_others(dtype):
         got = products.between(left, right)
         assert got.shape == exact.shape
         torch.testing.assert_close(got.float(), exact, rtol=rounding, atol=1e-5)
-    within = products.within(x, x, 4).float()
+    within = products.within(x, 4, turned).float()
     for start in range(0, 12, 4):
         part = x[start : start + 4].double()
-        exact = (part @ part.T).float().fill_diagonal_(-torch.inf)
+        exact = (part @ turned(part).T).float().fill_diagonal_(-torch.inf)
         torch.testing.assert_close(within[start : start + 4], exact, rtol=2**-8, atol=1e-5)
 
 
@@ -51,6 +55,6 @@ def test_layers_on_another_device_are_multiplied_together():
     x = torch.empty(12, 16, dtype=torch.float16, device="meta")
     products = Products(x)
     assert products.between(x, x[:7]).shape == (12, 7)
-    assert products.within(x, x, 4).shape == (12, 4)
-    assert products.within(x, x, 12).shape == (12, 12)
-    write_symmetric_products(x, x, torch.empty(12, 4, dtype=torch.float16, device="meta"))
+    assert products.within(x, 4, turned).shape == (12, 4)
+    assert products.within(x, 12, turned).shape == (12, 12)
+    write_symmetric_products(x, torch.empty(12, 4, dtype=torch.float16, device="meta"))

@@ -14,7 +14,7 @@ from prh_eval.alignment.rows import Rows
 
 @given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 150), st.data())
 def test_blocks_are_of_a_layer_or_whole_layers(n, layers, size, data):
-    rows = Rows(torch.zeros(n * layers, 1), layers=layers)
+    rows = Rows(torch.zeros(n, 1), below=(torch.zeros(n, 1),) * (layers - 1))
     assert rows.n == n
     if layers == 1:
         start = data.draw(st.integers(0, n))
@@ -31,17 +31,26 @@ def test_blocks_are_of_a_layer_or_whole_layers(n, layers, size, data):
         assert within or (block.start % n == 0 and block.stop % n == 0)
 
 
-def test_joined_layers_are_made_as_each_is():
+@given(st.data())
+def test_joined_layers_are_made_as_each_is(data):
     layers = [
         Rows(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)), 0.7, unit=True)
-        for seed in range(3)
+        for seed in range(data.draw(st.integers(1, 4)))
     ]
     assert all(layers[0].joins(layer) for layer in layers)
-    joined = Rows.joined(layers)
-    assert (len(joined), joined.n, joined.layers) == (15, 5, 3)
-    for whole in (joined, joined.held(4)):
-        assert torch.equal(whole[slice(0, 15)], torch.cat([layer[slice(0, 5)] for layer in layers]))
-        assert (whole.n, whole.layers) == (5, 3)
+    joined, each = Rows.joined(layers), torch.cat([layer[:] for layer in layers])
+    assert (len(joined), joined.n, joined.layers) == (len(each), 5, len(layers))
+    start = data.draw(st.integers(0, len(each)))
+    some = slice(start, data.draw(st.integers(start, len(each))))
+    rising = torch.tensor(
+        sorted(data.draw(st.sets(st.integers(0, len(each) - 1)))), dtype=torch.long
+    )
+    for whole in (joined, joined.held(4), joined.loaded()):
+        for rows in (some, rising):
+            assert torch.equal(whole[rows], each[rows])
+        assert (whole.n, whole.layers) == (5, len(layers))
+    singles = torch.cat([layer.single(slice(0, 5)) for layer in layers])
+    assert torch.equal(joined.single(some), singles[some])
 
 
 @pytest.mark.parametrize(

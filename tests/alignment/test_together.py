@@ -80,11 +80,11 @@ def how_many(monkeypatch) -> list[int]:
 
 
 def test_as_many_as_fit_are_joined(monkeypatch):
-    counts = how_many(monkeypatch)
+    counts, most = how_many(monkeypatch), 11
+    monkeypatch.setitem(tiles._TOGETHER, "cpu", most * 300**2)
     layers = [Rows(features("isotropic", 300, 40, seed), unit=True) for seed in range(25)]
-    most = tiles._TOGETHER["cpu"] // 300**2
     neighbor_graph(layers, 10)
-    assert counts == [most, most, 25 - 2 * most]
+    assert counts == [9, 8, 8]
     counts.clear()
     alone = plan_search(300, 40, 10).peak_bytes
     neighbor_graph(layers, 10, memory_bytes=2 * alone)
@@ -107,10 +107,10 @@ def test_out_of_memory_searches_one_at_a_time(monkeypatch, caplog):
     wanted = neighbor_graph(layers, 10)
     within = Products.within
 
-    def small(products, left, right, n):
-        if len(left) > n:
+    def small(products, rows, n, turned):
+        if len(rows) > n:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return within(products, left, right, n)
+        return within(products, rows, n, turned)
 
     monkeypatch.setattr(Products, "within", small)
     counts = how_many(monkeypatch)
