@@ -20,7 +20,9 @@ _MATRIX_UNITS, _VECTORS = 32, 8
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 1.01 * 2.0**-8, torch.float16: 1.01 * 2.0**-11}
 
 
-def copied(frame: Frame, index: slice, matrix: Tensor, held: Single | None = None) -> Tensor:
+def copied(
+    frame: Frame, items: slice, block: int, matrix: Tensor, held: Single | None = None
+) -> Tensor:
     """Write some rows in low precision: d rounded, then b in pieces, ones, and zeros.
 
     All of it is times the frame's factor, so that products are times its square. The product of
@@ -28,44 +30,41 @@ def copied(frame: Frame, index: slice, matrix: Tensor, held: Single | None = Non
 
     Args:
         frame: The layer.
-        index: Which rows.
-        matrix: Where to; shape (rows, P) of float32, bfloat16 or float16.
-        held: Where to keep the rows in float32 too, if anywhere.
+        items: Which rows.
+        block: How many are made at a time.
+        matrix: Where to; shape (items, P) of float32, bfloat16 or float16.
+        held: Where to keep the rows in float32 too, if anywhere; then all rows are written.
 
     Returns:
-        Statistics, float64, shape (5, rows): e = |d - d rounded|, a = |d rounded|, how far the
+        Statistics, float64, shape (5, items): e = |d - d rounded|, a = |d rounded|, how far the
         pieces may be from b, |b|, and |d - d in float32|.
     """
-    dim, pieces = frame.rows.dim, _pieces(matrix.dtype)
-    d, b = frame.single(index, None if held is None else held.parts)
-    lengths, rounded = [], []
-    for part, single in zip(parts(dim), d, strict=True):
-        matrix[:, part] = single
-        low = single
-        if matrix.dtype != torch.float32:
-            low = matrix[:, part].float()
-        lengths.append(torch.linalg.vector_norm(low, dim=1))
-        if low is not single:
-            rounded.append(torch.linalg.vector_norm(low.sub_(single), dim=1))
-    length = _joined(lengths)
-    off = _joined(rounded) if rounded else torch.zeros_like(length)
+    dim, count = frame.rows.dim, len(matrix)
+    columns = parts(dim)
+    norms = frame.mean.new_zeros(2, len(columns), count, dtype=torch.float32)
+    b = frame.mean.new_empty(count) if held is None else held.offsets
+    for rows in frame.rows.blocks(block, items.start, items.stop):
+        place = slice(rows.start - items.start, rows.stop - items.start)
+        d, b[place] = frame.single(rows, None if held is None else held.parts)
+        for part, single, (length, off) in zip(
+            columns, d, norms[..., place].unbind(1), strict=True
+        ):
+            matrix[place, part] = single
+            low = single if matrix.dtype == torch.float32 else matrix[place, part].float()
+            torch.linalg.vector_norm(low, dim=1, out=length)
+            if low is not single:
+                torch.linalg.vector_norm(low.sub_(single), dim=1, out=off)
+    length, off = norms.double().square().sum(dim=1).sqrt()
     lost = frame.single_error(length + off)
-    e = lost + off
+    pieces = _pieces(matrix.dtype)
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
     matrix[:, dim + 2 * pieces :] = 0
-    if held is not None:
-        held.offsets[index] = b
     b = rest = b * frame.factor * frame.factor
     for piece in range(pieces):
         matrix[:, dim + piece] = rest
         rest = rest - matrix[:, dim + piece].double()
     rest = rest.abs() + frame.offset_error(lost)
-    return torch.stack([e, length, rest, b.abs(), lost]) * _INFLATED
-
-
-def _joined(lengths: list[Tensor]) -> Tensor:
-    """Lengths of rows from those of their parts."""
-    return torch.stack(lengths).double().square().sum(dim=0).sqrt()
+    return torch.stack([lost + off, length, rest, b.abs(), lost]) * _INFLATED
 
 
 def turn(matrix: Tensor, dim: int) -> Tensor:

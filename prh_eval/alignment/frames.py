@@ -259,16 +259,16 @@ def _measured(
 ) -> tuple[Tensor, bool]:
     """The sum of some rows, float64, (layers, dim); and whether each row is of length 1 or 0."""
     total = torch.zeros(rows.layers, rows.dim, dtype=torch.float64, device=rows.place)
-    unit = True
+    lengths = []
     for part in blocks:
         x = rows.single(part) if quick else rows[part]
         # First, as what is read row by row is read faster, and then at hand.
         if similarity == "cosine" and not rows.unit:
-            lengths = torch.linalg.vector_norm(x, dim=1)
-            unit = unit and bool(((lengths == 0) | ((lengths - 1).abs() < 1e-5)).all())
+            lengths.append(torch.linalg.vector_norm(x, dim=1))
         layers = slice(part.start // rows.n, -(-part.stop // rows.n))
         total[layers] += torch.unflatten(x, 0, (layers.stop - layers.start, -1)).sum(dim=1)
-    return total, unit
+    length = torch.cat([total.new_zeros(1), *lengths])
+    return total, bool(((length == 0) | ((length - 1).abs() < 1e-5)).all())
 
 
 def _not_finite(x: Tensor) -> Tensor:

@@ -124,11 +124,7 @@ def _gathered(
 
 def _copy(layer: Frame, plan: SearchPlan, items: slice) -> tuple[Tensor, Tensor, Single | None]:
     """Some items in low precision: their matrix and statistics; and all in float32, if held."""
-    device, count = layer.mean.device, items.stop - items.start
-    matrix = torch.empty(count, columns(plan.dim, plan.dtype), dtype=plan.dtype, device=device)
-    stats = torch.empty(5, count, dtype=torch.float64, device=device)
+    shape = items.stop - items.start, columns(plan.dim, plan.dtype)
+    matrix = torch.empty(shape, dtype=plan.dtype, device=layer.mean.device)
     single = Single.empty(layer) if plan.held else None
-    for part in layer.rows.blocks(plan.block, items.start, items.stop):
-        place = slice(part.start - items.start, part.stop - items.start)
-        stats[:, place] = copied(layer, part, matrix[place], single)
-    return matrix, stats, single
+    return matrix, copied(layer, items, plan.block, matrix, single), single

@@ -22,22 +22,9 @@ def measured(rows: Rows, similarity: str) -> tuple[Frame, Single, torch.Tensor]:
     """A layer, in float32, and how far that may be off."""
     layer = frames.frame(rows, similarity, 37, ALONE)
     single = Single.empty(layer)
-    stats = torch.cat(
-        [
-            filters.copied(
-                layer,
-                part,
-                torch.empty(
-                    part.stop - part.start,
-                    filters.columns(rows.dim, torch.bfloat16),
-                    dtype=torch.bfloat16,
-                ),
-                single,
-            )
-            for part in rows.blocks(50)
-        ],
-        dim=1,
-    )
+    shape = len(rows), filters.columns(rows.dim, torch.bfloat16)
+    matrix = torch.empty(shape, dtype=torch.bfloat16)
+    stats = filters.copied(layer, slice(0, len(rows)), 50, matrix, single)
     return layer, single, filters.single_bounds(stats, stats.amax(dim=1), layer)
 
 

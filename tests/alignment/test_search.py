@@ -233,7 +233,7 @@ def test_products_are_within_their_bounds(kind, similarity, dtype):
     x = features(kind, n, dim, seed=3)
     layer = frames.frame(rows(x, similarity).held(n), similarity, 37, ALONE)
     matrix = torch.empty(n, filters.columns(dim, dtype), dtype=dtype)
-    stats = filters.copied(layer, slice(0, n), matrix)
+    stats = filters.copied(layer, slice(0, n), 37, matrix)
     product = filters.turn(matrix, dim) @ matrix.T
     error = filters.bounds(stats, stats.amax(dim=1), matrix.shape[1])
     d, b = layer.centred(slice(0, n))
