@@ -29,21 +29,19 @@ MEMORY_SHARE = 0.5
 READING_NANOSECONDS = 1.5
 """Of a stored byte on one core: its fingerprint, its check and its looks for the clipping."""
 
-SHARED_NANOSECONDS = 2.0
-"""Of a neighbour of an item in a pair of layers on one core: whether the layers share it."""
+# Measured on one core of an AMD EPYC (Zen 4) with graphs of neighbours that layers share in part
+# and k = 10, in nanoseconds a neighbour of an item, of all layers together: 6 x 6 layers of a
+# million items 3,700, 20 x 20 of 300,000 7,900, 25 x 41 of 100,000 11,600 and of 20,000 12,900.
+# With k = 100 it is twice that (12 x 12 of 20,000: 11,000).
+REPORTING_NANOSECONDS = 160.0
+"""Of a neighbour of an item in a layer of either model on one core: scores, chance and halves."""
 
-# Measured on one core of an AMD EPYC (Zen 4) with graphs of random neighbours, the scores of halves
-# taken off: 350 to 480 for 20,000 and 40,000 items (12 x 12 and 25 x 41 layers, k = 10 and
-# k = 100), 650 to 700 for 200,000, and 1,100 to 1,400 for a million (4 x 4 and 6 x 6 layers, three
-# runs beside other work), where counts of neighbours are in no cache.
-REPORTING_NANOSECONDS = 1200.0
-"""Of a neighbour of an item in a layer of either model on one core: chance, errors and halves."""
+CHOSEN_NANOSECONDS = 1900.0
+"""Of a neighbour of an item in the chosen pair of layers: its errors, curves and hubs."""
 
-# Of a neighbour of an item: in each layer of the model with more of them its weight, made twice,
-# and whether it is in a half (measured: 23 of 6 x 6 layers of a million items); of one layer's
-# edges, of which there are a few copies at a time.
-_REPORTING_BYTES = 22
-_EDGE_BYTES = 100
+# Of a neighbour of an item: a layer's edges, of which there are a few copies at a time, and whether
+# each is in a half.
+_EDGE_BYTES = 65
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 """Of a value, by the type in which features are stored."""
@@ -221,20 +219,18 @@ def model_costs(
     )
 
 
-def overlap_seconds(items: int, layers: int, other_layers: int, k: int) -> float:
-    """Estimated: the scores of all layer pairs, of all items and of ten halves, on one core."""
-    # Cross-fitting scores ten halves of the items, by neighbours that are masked before.
-    return 6 * items * layers * other_layers * k * SHARED_NANOSECONDS * 1e-9
-
-
 def reporting_seconds(items: int, layers: int, other_layers: int, k: int) -> float:
-    """Estimated: all that is said of those scores, without random re-pairings, on one core."""
-    return items * (layers + other_layers) * k * REPORTING_NANOSECONDS * 1e-9
+    """Estimated: the scores and all that is said of them, without random re-pairings, on one core.
+
+    Layers are looked at up to 64 at a time, so that the number of pairs of them hardly matters.
+    """
+    of_layers = (layers + other_layers) * REPORTING_NANOSECONDS
+    return items * k * (of_layers + CHOSEN_NANOSECONDS) * 1e-9
 
 
-def reporting_bytes(items: int, layers: int, other_layers: int, k: int) -> int:
+def reporting_bytes(items: int, k: int) -> int:
     """Memory that process 0 needs for it beside both graphs, without random re-pairings."""
-    return items * k * max(_REPORTING_BYTES * max(layers, other_layers), _EDGE_BYTES)
+    return items * k * _EDGE_BYTES
 
 
 def encoding_operations(parameters: float, items: int, tokens: float) -> float:

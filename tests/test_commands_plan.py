@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from prh_eval.cli import main, parse
-from prh_eval.costs import DEVICES, model_costs, overlap_seconds, reporting_bytes, reporting_seconds
+from prh_eval.costs import DEVICES, model_costs, reporting_bytes, reporting_seconds
 from prh_eval.features.files import file_features
 from prh_eval.schema import FeatureFile
 
@@ -48,10 +48,9 @@ def test_json_has_the_model_behind_it(capsys: pytest.CaptureFixture[str]) -> Non
         assert made["layer"]["seconds"] == costs.search_seconds
         assert made["search_seconds"] == layers * costs.search_seconds
         total += made["reading_seconds"] + made["search_seconds"]
-    after = content["overlap_seconds"] + content["reporting_seconds"]
-    assert content["overlap_seconds"] == overlap_seconds(1_000_000, 25, 41, 20)
+    after = content["reporting_seconds"]
     assert content["reporting_seconds"] == reporting_seconds(1_000_000, 25, 41, 20)
-    assert content["reporting_bytes"] == reporting_bytes(1_000_000, 25, 41, 20)
+    assert content["reporting_bytes"] == reporting_bytes(1_000_000, 20)
     assert content["seconds"] == pytest.approx(total + after)
     assert content["hours"] == pytest.approx(content["seconds"] / 3600)
     assert content["encoding"]["operations"] == 2 * 7e9 * 1_000_000 * 30
@@ -77,9 +76,12 @@ def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "a device receives of a layer" not in rows
     assert f"In all, estimated: {content['hours']:.3g} hours" in text
-    assert "halves" not in text  # which there are of two models
+    assert "chance" not in text  # which there is of two models
     both = planned(capsys, *MILLION, "--other-layers", "1", "--other-dim", "2")
-    assert "Their chance, errors and halves, estimated: 5.2 min, in 5.50 GB beside both" in both
+    after = (
+        "Scores of all 25 layer pairs, their chance and errors, estimated: 61 s, in 650 MB beside"
+    )
+    assert after in both
     # Whatever is a time says that it is an estimate.
     for line in (text + both).splitlines():
         assert "estimated" in line.lower() or not re.search(r"\d (s|min|h|hours)\b", line), line

@@ -19,7 +19,6 @@ from prh_eval.costs import (
     device,
     encoding_operations,
     model_costs,
-    overlap_seconds,
     reporting_bytes,
     reporting_seconds,
 )
@@ -110,20 +109,16 @@ def test_memory_is_bounded_by_what_is_allowed() -> None:
 
 
 def test_scores_and_features() -> None:
-    assert overlap_seconds(1000, 3, 4, 10) == pytest.approx(
-        6 * 120_000 * costs.SHARED_NANOSECONDS * 1e-9
-    )
-    assert reporting_seconds(1000, 3, 4, 10) == pytest.approx(
-        70_000 * costs.REPORTING_NANOSECONDS * 1e-9
-    )
+    per_neighbor = 7 * costs.REPORTING_NANOSECONDS + costs.CHOSEN_NANOSECONDS
+    assert reporting_seconds(1000, 3, 4, 10) == pytest.approx(10_000 * per_neighbor * 1e-9)
     # 7 billion parameters, 2 million items of 30 tokens.
     assert encoding_operations(7e9, 2_000_000, 30) == 8.4e17
 
 
-@pytest.mark.parametrize(("layers", "other"), [(1, 1), (12, 3), (3, 12)])
+@pytest.mark.parametrize(("layers", "other"), [(1, 1), (3, 12)])
 def test_the_memory_that_a_report_takes(layers: int, other: int) -> None:
     """What torch holds at once for it, beside the graphs, by torch's own account."""
-    n, k = 5_000, 20
+    n, k = 40_000, 20
     generator = torch.Generator().manual_seed(0)
     x, y = (
         NeighborGraph(
@@ -147,7 +142,7 @@ def test_the_memory_that_a_report_takes(layers: int, other: int) -> None:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert reporting_bytes(n, layers, other, k) == pytest.approx(peak, rel=0.25)
+    assert reporting_bytes(n, k) == pytest.approx(peak, rel=0.25)
 
 
 def test_devices() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.layers import best_of
-from prh_eval.alignment.metrics import check_pair, overlap
+from prh_eval.alignment.metrics import check_pair, overlap_in_halves
 from prh_eval.alignment.uncertainty import standard_error
 
 # Fewer items have halves without neighbours of their own.
@@ -99,12 +99,18 @@ def cross_fitted(
         return None
     generator = torch.Generator().manual_seed(seed)
     near_x, near_y = x.trimmed(k), y.trimmed(k)
+    first = torch.zeros(splits, x.n, dtype=torch.bool)
+    for half in first:
+        half[torch.randperm(x.n, generator=generator).tensor_split(2)[0]] = True
+    sums = overlap_in_halves(near_x, near_y, k, first).cpu()
+    inside_x, inside_y = (_inside(graph, k, first) for graph in (near_x, near_y))
+    # Where a half has no neighbours inside, nothing is shared either.
+    possible = (inside_x[..., :, None] * inside_y[..., None, :]).sqrt().clamp(min=_NOTHING)
     layers = []
     shared, edges = torch.zeros(2, splits, dtype=torch.float64)
     higher = 0.0
     for split in range(splits):
-        order = torch.randperm(x.n, generator=generator)
-        halves = [_half(near_x, near_y, k, half) for half in order.tensor_split(2)]
+        halves = [*zip(sums[split], possible[split], strict=True)]
         for choosing, scored in (halves, halves[::-1]):
             pair = divmod(best_of(choosing[0] / choosing[1]), y.layers)
             layers.append(pair)
@@ -122,26 +128,28 @@ def cross_fitted(
     return CrossFitted(score, math.sqrt(error**2 + float(among_splits)), layers, flattery)
 
 
-def _half(x: NeighborGraph, y: NeighborGraph, k: int, half: Tensor) -> tuple[Tensor, Tensor]:
-    """The two sums of every layer pair that the score of a half is the ratio of, on the CPU."""
-    inside_x, inside_y = _inside(x, half), _inside(y, half)
-    # In place of a neighbour outside stands the item itself, which is in no other graph's row; so
-    # nothing outside is shared, and ties keep their weights, which with padding they would not.
-    own = torch.arange(x.n, dtype=torch.int32, device=x.indices.device)[:, None]
-    masked = torch.where(inside_x | (x.indices < 0), x.indices, own)
-    shared = overlap(NeighborGraph(masked, x.tied, x.k), y, k, items=half) * (len(half) * k)
-    edges = [
-        torch.where(inside, graph.weights(k), 0.0).sum(dim=2)[:, half.to(inside.device)].sum(dim=1)
-        for graph, inside in ((x, inside_x), (y, inside_y))
-    ]
-    # Where a half has no neighbours inside, nothing is shared either.
-    possible = torch.outer(*(each.cpu() for each in edges)).sqrt().clamp(min=_NOTHING)
-    return shared.cpu(), possible
+def _inside(graph: NeighborGraph, k: int, first: Tensor) -> Tensor:
+    """The sum of the weights within each half, of neighbours that are in it as their items are.
 
+    Args:
+        graph: Layers of n items.
+        k: Neighbourhood size.
+        first: bool, shape (splits, n): which items are in the first half.
 
-def _inside(graph: NeighborGraph, half: Tensor) -> Tensor:
-    """Which neighbours are in a half: bool, of the shape of the graph's indices."""
-    # The last is for padding, -1.
-    member = torch.zeros(graph.n + 1, dtype=torch.bool, device=graph.indices.device)
-    member[half.to(member.device)] = True
-    return member[graph.indices.long()]
+    Returns:
+        float64, shape (splits, 2, layers), on the CPU.
+    """
+    first = first.to(graph.indices.device)
+    result = torch.zeros(len(first), 2, graph.layers, dtype=torch.float64)
+    for layer, (indices, tied) in enumerate(zip(graph.indices, graph.tied, strict=True)):
+        # Where neighbours tie for the last of the k places, weights are fractions.
+        some = tied[:, k : k + 1].any(dim=1)
+        rows = NeighborGraph(indices[None, some], tied[None, some], graph.k)
+        weights, near = rows.weights(k)[0], indices[:, :k].flatten()
+        for split, half in enumerate(first):
+            inside = half.index_select(0, near).view(-1, k) == half[:, None]
+            count = inside.sum(dim=1, dtype=torch.float64)
+            count[some] = (weights * (half[rows.indices[0].long()] == half[some, None])).sum(dim=1)
+            result[split, 0, layer] = count[half].sum()
+            result[split, 1, layer] = count[~half].sum()
+    return result

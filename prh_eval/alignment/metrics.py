@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.overlaps import shared_counts, shared_counts_bytes
+from prh_eval.alignment.overlaps import (
+    shared_counts,
+    shared_counts_bytes,
+    shared_counts_in_halves,
+)
 from prh_eval.errors import PrhEvalError
 
 
@@ -50,15 +54,47 @@ def overlap(
     check_pair(x, y, k)
     device = x.indices.device
     items = _items(items, x.n).to(device)
-    if memory_bytes is None:
-        memory_bytes = 1 << 24 if device.type == "cpu" else 1 << 30
     grid = torch.zeros(x.layers, y.layers, dtype=torch.float64, device=device)
-    groups_y = _of_similar_width(y, k)
-    for layers_x in _of_similar_width(x, k):
-        for layers_y in groups_y:
-            total = _total(_pick(x, layers_x), _pick(y, layers_y), k, items, memory_bytes)
-            grid[torch.tensor(layers_x)[:, None], torch.tensor(layers_y)] = total
+    for layers_x, layers_y, part_x, part_y in _parts(x, y, k):
+        total = _total(part_x, part_y, k, items, memory_bytes)
+        grid[layers_x[:, None], layers_y] = total
     return grid / (len(items) * k)
+
+
+def overlap_in_halves(
+    x: NeighborGraph,
+    y: NeighborGraph,
+    k: int,
+    first: Tensor,
+    *,
+    memory_bytes: int | None = None,
+) -> Tensor:
+    """What :func:`overlap` sums, of items and neighbours in the same half, for several splits.
+
+    Neighbours are the k nearest among all items; those in the other half count nothing.
+
+    Args:
+        x: As for :func:`overlap`.
+        y: As for :func:`overlap`.
+        k: As for :func:`overlap`.
+        first: bool, shape (splits, n): which items are in the first half.
+        memory_bytes: As for :func:`overlap`.
+
+    Returns:
+        float64, shape (splits, 2, layers_x, layers_y), on the device of x: sum_ij a_ij b_ij over i
+        and j in the first half, and in the second.
+
+    Raises:
+        PrhEvalError: As for :func:`overlap`.
+    """
+    check_pair(x, y, k)
+    device = x.indices.device
+    first = first.to(device)
+    grid = torch.zeros(len(first), 2, x.layers, y.layers, dtype=torch.float64, device=device)
+    for layers_x, layers_y, part_x, part_y in _parts(x, y, k):
+        total = _total(part_x, part_y, k, torch.arange(x.n, device=device), memory_bytes, first)
+        grid[:, :, layers_x[:, None], layers_y] = total
+    return grid
 
 
 def item_overlap(x: NeighborGraph, y: NeighborGraph, k: int) -> Tensor:
@@ -159,6 +195,17 @@ def _items(items: Tensor | None, n: int) -> Tensor:
     return items
 
 
+def _parts(
+    x: NeighborGraph, y: NeighborGraph, k: int
+) -> Iterator[tuple[Tensor, Tensor, NeighborGraph, NeighborGraph]]:
+    """Layers of x, layers of y, and the two graphs of these alone, until all pairs were given."""
+    groups_y = _of_similar_width(y, k)
+    for layers_x in _of_similar_width(x, k):
+        for layers_y in groups_y:
+            chosen = torch.tensor(layers_x), torch.tensor(layers_y)
+            yield *chosen, _pick(x, layers_x), _pick(y, layers_y)
+
+
 def _of_similar_width(graph: NeighborGraph, k: int) -> list[list[int]]:
     """Group the layers, so that the longest rows of a layer with many ties are not all layers'."""
     if not graph.tied[..., k : k + 1].any():
@@ -177,24 +224,45 @@ def _pick(graph: NeighborGraph, layers: list[int]) -> NeighborGraph:
     return NeighborGraph(graph.indices[layers], graph.tied[layers], graph.k)
 
 
-def _total(x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor, memory_bytes: int) -> Tensor:
+def _total(
+    x: NeighborGraph,
+    y: NeighborGraph,
+    k: int,
+    items: Tensor,
+    memory_bytes: int | None,
+    first: Tensor | None = None,
+) -> Tensor:
     """The sum of products of weights over some items, float64 (layers_x, layers_y).
 
-    The items and the result are on the device of x.
+    The items and the result are on the device of x. With splits into halves (splits, n) it is
+    (splits, 2, layers_x, layers_y), of items and neighbours in the first half and in the second.
     """
     device = x.indices.device
+    if memory_bytes is None:
+        memory_bytes = 1 << 24 if device.type == "cpu" else 1 << 30
     # Where neighbours tie for the last of the k places in some layer, weights are fractions.
     tied = torch.zeros(x.n, dtype=torch.bool, device=device)
     for graph in (x, y):
         tied |= graph.tied[..., k : k + 1].any(dim=2).any(dim=0).to(device)
-    counts = torch.zeros(x.layers, y.layers, dtype=torch.int64, device=device)
     tied = tied[items]
+    shape = (x.layers, y.layers) if first is None else (len(first), 2, x.layers, y.layers)
+    counts = torch.zeros(shape, dtype=torch.int64, device=device)
     size = shared_counts_bytes(x.layers * k, y.layers * k, x.n)
     for chunk in _chunks(items[~tied], memory_bytes // size):
-        counts += shared_counts(_nearest(x, k, chunk), _nearest(y, k, chunk), x.n)
+        near_x, near_y = _nearest(x, k, chunk), _nearest(y, k, chunk)
+        if first is None:
+            counts += shared_counts(near_x, near_y, x.n)
+        else:
+            counts += shared_counts_in_halves(near_x, near_y, x.n, chunk, first)
     total = counts.double()
     if tied.any():
-        total += _tied_total(x, y, k, items[tied], memory_bytes)
+        items = items[tied]
+        if first is None:
+            total += _tied_total(x, y, k, items, memory_bytes)
+        else:
+            for split, mine in zip(total, first, strict=True):
+                for half, there in zip(split, (mine, ~mine), strict=True):
+                    half += _tied_total(x, y, k, items[there[items]], memory_bytes, there)
     return total
 
 
@@ -212,9 +280,16 @@ def _nearest(graph: NeighborGraph, k: int, items: Tensor) -> Tensor:
 
 
 def _tied_total(
-    x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor, memory_bytes: int
+    x: NeighborGraph,
+    y: NeighborGraph,
+    k: int,
+    items: Tensor,
+    memory_bytes: int,
+    there: Tensor | None = None,
 ) -> Tensor:
     """The sum of products of weights over some items' neighbours, (layers_x, layers_y).
+
+    Of all neighbours, or of those that are ``there``: bool, shape (n,).
 
     In a row all fractional weights are the same. So an item's sum is four counts, of neighbours
     of weight 1 and of less in each side, times these fractions.
@@ -227,8 +302,7 @@ def _tied_total(
     size = shared_counts_bytes(2 * x.layers * x.width, 2 * y.layers * y.width, x.n)
     size += 8 * (128 * 2 * max(shape) + 8 * x.layers * y.layers)
     for chunk in _chunks(items, memory_bytes // size):
-        sets_x, shares_x = _weighted(x, chunk)
-        sets_y, shares_y = _weighted(y, chunk)
+        (sets_x, shares_x), (sets_y, shares_y) = (_weighted(side, chunk, there) for side in (x, y))
         counts = shared_counts(sets_x, sets_y, x.n, each_item=True)
         counts = counts.reshape(-1, 2, x.layers, 2, y.layers)
         whole += counts[:, 0, :, 0].sum(dim=0)
@@ -240,8 +314,10 @@ def _tied_total(
     return whole.double() + (coarse.double() + fine.double() * 2.0**-30) * 2.0**-30
 
 
-def _weighted(graph: NeighborGraph, items: Tensor) -> tuple[Tensor, Tensor]:
+def _weighted(graph: NeighborGraph, items: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor]:
     """Some items' neighbours of weight 1, then those of less, and what these weigh.
+
+    Of those that are ``there``, if that is given.
 
     Returns neighbours (items, 2 * layers, width), padded with -1, and the fractions
     (items, layers), on the device of ``items``; 0 where there are none.
@@ -255,4 +331,7 @@ def _weighted(graph: NeighborGraph, items: Tensor) -> tuple[Tensor, Tensor]:
         for chosen in (weights == 1, (weights > 0) & (weights < 1))
     ]
     shares = torch.where(weights < 1, weights, 0.0).amax(dim=2)
+    if there is not None:
+        inside = there.to(neighbors.device)[neighbors.long()]
+        parts = [torch.where(inside, part, -1) for part in parts]
     return torch.cat(parts).transpose(0, 1).to(items.device), shares.T.to(items.device)

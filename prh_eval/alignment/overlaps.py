@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -35,25 +37,69 @@ def shared_counts(x: Tensor, y: Tensor, n: int, *, each_item: bool = False) -> T
     """
     if x.shape[1] < y.shape[1]:
         return shared_counts(y, x, n, each_item=each_item).transpose(-1, -2)
+    counts = []
+    for layers, found in _words(x, y, n):
+        if each_item:
+            found = found.view(-1, y.shape[2]).T.contiguous()
+            count = bit_counts(found).view(WORD, *y.shape[:2])
+        else:
+            count = _layer_counts(found, y)
+        counts.append(count[:layers])
+    result = torch.cat(counts)
+    return result.transpose(0, 1) if each_item else result
+
+
+def shared_counts_in_halves(x: Tensor, y: Tensor, n: int, items: Tensor, first: Tensor) -> Tensor:
+    """The same where only neighbours in an item's own half count, for several splits into halves.
+
+    Args:
+        x: As for :func:`shared_counts`.
+        y: As for :func:`shared_counts`.
+        n: As for :func:`shared_counts`.
+        items: int64, shape (items,): which of the n items they are.
+        first: bool, shape (splits, n): which items are in the first half.
+
+    Returns:
+        int64, shape (splits, 2, layers_x, layers_y): of the items of the first half, and of the
+        second.
+    """
+    if x.shape[1] < y.shape[1]:
+        return shared_counts_in_halves(y, x, n, items, first).transpose(-1, -2)
+    near = y.flatten(1).clamp(min=0)
+    groups = []
+    for layers, found in _words(x, y, n):
+        splits = []
+        for half in first:
+            mine = half[items]
+            same = half.index_select(0, near.flatten()).view(near.shape) == mine[:, None]
+            inside = torch.where(same, found, 0)
+            # What is no neighbour was never found.
+            counts = [_layer_counts(inside[rows], y)[:layers] for rows in (mine, ~mine)]
+            splits.append(torch.stack(counts))
+        groups.append(torch.stack(splits))
+    return torch.cat(groups, dim=2)
+
+
+def _words(x: Tensor, y: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
+    """For up to 64 layers of x at a time: how many, and which have the neighbours in y.
+
+    The words, int64, are of shape (items, layers_y width_y), and may be overwritten.
+    """
     # Number 0 is for what is no neighbour.
     numbers_x, numbers_y, columns = (x + 1).long(), (y + 1).long(), n + 1
     if _is_sparse(x.shape[1] * x.shape[2], n):
         numbers_x, numbers_y = _renumbered(numbers_x, numbers_y)
         columns = x.shape[1] * x.shape[2] + 1
-    counts = []
     for start in range(0, x.shape[1], WORD):
         layers = numbers_x[:, start : start + WORD]
         table = layer_words(layers, columns)
         table[:, 0] = 0
-        found = table.gather(1, numbers_y.flatten(1))
-        if each_item:
-            found = found.view(-1, y.shape[2]).T.contiguous()
-            count = bit_counts(found).view(WORD, *y.shape[:2])
-        else:
-            count = bit_counts(found).view(WORD, *y.shape[1:]).sum(dim=2)
-        counts.append(count[: layers.shape[1]])
-    result = torch.cat(counts)
-    return result.transpose(0, 1) if each_item else result
+        yield layers.shape[1], table.gather(1, numbers_y.flatten(1))
+
+
+def _layer_counts(found: Tensor, y: Tensor) -> Tensor:
+    """How often each layer of x has neighbours of each layer of y: int64, (64, layers_y)."""
+    return bit_counts(found).view(WORD, *y.shape[1:]).sum(dim=2)
 
 
 def shared_counts_bytes(x: int, y: int, n: int) -> int:

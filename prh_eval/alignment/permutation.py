@@ -24,6 +24,10 @@ from prh_eval.alignment.overlaps import WORD, bytes_of_counts, counts_of_bytes, 
 _ROUNDING = 1e-12
 # Up to this many cells (256 MiB) every pair of items has one in a table.
 _TABLE_CELLS = 1 << 25
+# Up to so many neighbours an item, looking for it among theirs is faster than sorting edges; and so
+# many of theirs are looked at together, elsewhere than on a CPU and there.
+_NARROW = 32
+_ROW_VALUES = (1 << 28, 1 << 21)
 # And so many bytes say which edges there may be.
 _FILTER_CELLS = 1 << 28
 
@@ -258,19 +262,43 @@ def _products(x: Tensor, y: Tensor, n: int) -> Tensor:
 def _sums(graph: NeighborGraph, k: int) -> Tensor:
     """Each layer's s, r and h of :func:`permutation_moments`: float64 (3, layers)."""
     n, c = graph.n, k / (graph.n - 1)
-    result = []
+    # Made first: behind what is large, small numbers that are kept would scatter over the heap.
+    result = torch.empty(3, graph.layers, dtype=torch.float64, device=graph.indices.device)
     for layer in range(graph.layers):
-        keys, weights = _union(graph.layer(layer), k)
-        weights = weights[:, 0]
-        # Over edges and what is none, not as a difference: 0 where all weights are equal.
-        s = (weights - c).square().sum() + (n * (n - 1) - len(keys)) * c**2
-        r = (weights * _reversed(keys, weights[:, None], n)[:, 0]).sum() - n * k * c
-        h = (_incoming(keys, weights[:, None], n) - k).square().sum()
+        one = graph.layer(layer).trimmed(k)
+        # As long as that, no row has neighbours that tie for the last place.
+        plain = one.width == k <= _NARROW
+        s, mutual, incoming = (_plain_sums if plain else _weighted_sums)(one, k)
+        r = mutual - n * k * c
+        h = (incoming - k).square().sum()
         # |r| <= s and h <= (n - 1) s by Cauchy-Schwarz, which rounding could miss.
-        result.append(
-            torch.stack([s, torch.minimum(r.abs(), s) * r.sign(), h.minimum((n - 1) * s)])
-        )
-    return torch.stack(result, dim=1)
+        parts = [s, torch.minimum(r.abs(), s) * r.sign(), h.minimum((n - 1) * s)]
+        result[:, layer] = torch.stack(parts)
+    return result
+
+
+def _weighted_sums(one: NeighborGraph, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one layer s, the sum of A_ij A_ji, and in_j (n,), in float64."""
+    n, c = one.n, k / (one.n - 1)
+    keys, weights = _union(one, k)
+    # Over edges and what is none, not as a difference: 0 where all weights are equal.
+    s = (weights - c).square().sum() + (n * (n - 1) - len(keys)) * c**2
+    return s, (weights * _reversed(keys, weights, n)).sum(), _incoming(keys, weights, n)[:, 0]
+
+
+def _plain_sums(one: NeighborGraph, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where all weights are 1: each neighbour's row is looked at for the item."""
+    n, c, near = one.n, k / (one.n - 1), one.indices[0]
+    incoming = torch.zeros(n, dtype=torch.float64, device=near.device)
+    mutual = incoming.new_zeros(())
+    size = _ROW_VALUES[near.device.type == "cpu"] // (k * k)
+    for item in torch.split(torch.arange(n, dtype=near.dtype, device=near.device), size):
+        heads = near[int(item[0]) : int(item[-1]) + 1].flatten()
+        theirs = near.index_select(0, heads).view(len(item), -1)
+        mutual += (theirs == item[:, None]).sum()
+        incoming.index_add_(0, heads, incoming.new_ones(1).expand(len(heads)))
+    s = mutual.new_tensor(n * k * (1 - c) ** 2 + (n * (n - 1) - n * k) * c**2)
+    return s, mutual, incoming
 
 
 def _tables(graph: NeighborGraph, k: int) -> Tensor:

@@ -98,7 +98,6 @@ def _plan(arguments: argparse.Namespace) -> int:
         device,
         encoding_operations,
         model_costs,
-        overlap_seconds,
         reporting_bytes,
         reporting_seconds,
     )
@@ -154,10 +153,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     seconds = sum(side.seconds for side in sides)
     if len(sides) == 2:
         counts = sides[0].layers, sides[1].layers
-        content["overlap_seconds"] = overlap_seconds(n, *counts, k)
         content["reporting_seconds"] = reporting_seconds(n, *counts, k)
-        content["reporting_bytes"] = reporting_bytes(n, *counts, k)
-        seconds += content["overlap_seconds"] + content["reporting_seconds"]
+        content["reporting_bytes"] = reporting_bytes(n, k)
+        seconds += content["reporting_seconds"]
     if arguments.parameters is not None:
         tokens = arguments.tokens or _TOKENS
         operations = encoding_operations(arguments.parameters, n, tokens)
@@ -241,14 +239,12 @@ def table(content: Mapping[str, Any]) -> str:
         ),
         "",
     ]
-    if "overlap_seconds" in content:
+    if "reporting_seconds" in content:
         pairs = models[0]["layers"] * models[1]["layers"]
         lines.append(
-            f"Scores of all {pairs:,} layer pairs, estimated: {_time(content['overlap_seconds'])}"
-        )
-        lines.append(
-            f"Their chance, errors and halves, estimated: {_time(content['reporting_seconds'])}, "
-            f"in {_bytes(content['reporting_bytes'])} beside both graphs"
+            f"Scores of all {pairs:,} layer pairs, their chance and errors, estimated: "
+            f"{_time(content['reporting_seconds'])}, in {_bytes(content['reporting_bytes'])} "
+            "beside both graphs"
         )
     lines.append(
         f"In all, estimated: {_hours(content['hours'])} hours ({_time(content['seconds'])})"

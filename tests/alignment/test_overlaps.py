@@ -16,6 +16,7 @@ from prh_eval.alignment.overlaps import (
     layer_words,
     shared_counts,
     shared_counts_bytes,
+    shared_counts_in_halves,
 )
 
 
@@ -88,6 +89,30 @@ def test_shared_counts_equal_sets(layers, width_x, width_y, n, numbered, seed):
     assert (each.dtype, got.dtype) == (torch.int64, torch.int64)
     np.testing.assert_array_equal(each, expected)
     np.testing.assert_array_equal(got, expected.sum(axis=0))
+
+
+@given(
+    st.sampled_from([(1, 1), (2, 7), (7, 2), (65, 2), (1, 130)]),
+    st.sampled_from([12, 2000]),
+    st.integers(0, 2**32 - 1),
+)
+def test_shared_counts_in_halves_equal_sets(layers, n, seed):
+    g = np.random.default_rng(seed)
+    # Of few items, or of so many that they are numbered.
+    names = g.choice(n, 12, replace=False)
+    x, y = (
+        np.where((slots := neighbors(g, 5, count, 4, 12)) < 0, -1, names[slots]) for count in layers
+    )
+    items, first = g.choice(n, 5, replace=False), g.random((3, n)) < g.choice([0, 0.5, 1], (3, 1))
+    got = shared_counts_in_halves(
+        *(torch.from_numpy(part) for part in (x, y)), n, *map(torch.from_numpy, (items, first))
+    )
+    assert got.dtype == torch.int64
+    for split, half in enumerate(first):
+        mine = half[items][:, None, None]
+        each = shared(*(np.where(half[part] == mine, part, -1) for part in (x, y)))
+        for number, mine in enumerate((half[items], ~half[items])):
+            np.testing.assert_array_equal(got[split, number], each[mine].sum(axis=0))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])

@@ -101,6 +101,15 @@ def test_hubs_and_ties_at_a_common_size():
     np.testing.assert_allclose(scores.var(axis=0), variance, rtol=0.35)
 
 
+def test_moments_in_blocks_and_by_sorting(monkeypatch):
+    x, y = drawn(150, 2, 0, k=12), drawn(150, 3, 1, k=12)
+    variance = permutation_moments(x, y, 9).variance
+    monkeypatch.setattr(permutation, "_ROW_VALUES", (7 * 81, 7 * 81))
+    assert torch.equal(permutation_moments(x, y, 9).variance, variance)
+    monkeypatch.setattr(permutation, "_NARROW", 8)
+    torch.testing.assert_close(permutation_moments(x, y, 9).variance, variance, rtol=1e-12, atol=0)
+
+
 def test_moments_of_more_items_than_four_factors_of_which_fit_into_64_bits():
     """Of a directed ring and a random order of it about Poisson(1) edges coincide."""
     n = 70_000
