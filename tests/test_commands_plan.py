@@ -79,7 +79,7 @@ def test_the_table_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert "chance" not in text  # which there is of two models
     both = planned(capsys, *MILLION, "--other-layers", "1", "--other-dim", "2")
     after = (
-        "Scores of all 25 layer pairs, their chance and errors, estimated: 61 s, in 650 MB beside"
+        "Scores of all 25 layer pairs, their chance and errors, estimated: 66 s, in 650 MB beside"
     )
     assert after in both
     # Whatever is a time says that it is an estimate.
