@@ -24,10 +24,10 @@ from prh_eval.alignment.overlaps import WORD, bytes_of_counts, counts_of_bytes, 
 _ROUNDING = 1e-12
 # Up to this many cells (256 MiB) every pair of items has one in a table.
 _TABLE_CELLS = 1 << 25
-# Up to so many neighbours an item, looking for it among theirs is faster than sorting edges; and so
-# many of theirs are looked at together, elsewhere than on a CPU and there.
+# Up to so many neighbours an item, looking for it among theirs is faster than sorting edges.
 _NARROW = 32
-_ROW_VALUES = (1 << 28, 1 << 21)
+# Neighbours of neighbours that are looked at together.
+_ROW_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 # And so many bytes say which edges there may be.
 _FILTER_CELLS = 1 << 28
 
@@ -291,7 +291,7 @@ def _plain_sums(one: NeighborGraph, k: int) -> tuple[Tensor, Tensor, Tensor]:
     n, c, near = one.n, k / (one.n - 1), one.indices[0]
     incoming = torch.zeros(n, dtype=torch.float64, device=near.device)
     mutual = incoming.new_zeros(())
-    size = _ROW_VALUES[near.device.type == "cpu"] // (k * k)
+    size = _ROW_VALUES.get(near.device.type, _ROW_VALUES["cpu"]) // (k * k)
     for item in torch.split(torch.arange(n, dtype=near.dtype, device=near.device), size):
         heads = near[int(item[0]) : int(item[-1]) + 1].flatten()
         theirs = near.index_select(0, heads).view(len(item), -1)
