@@ -67,7 +67,8 @@ def permutation_moments(x: NeighborGraph, y: NeighborGraph, k: int) -> Moments:
         Var T = (s s + r r) / (n)_2 + (s s + (h - s)(h - s) + 2 r r) / (n)_3
                 + (s + r - h)(s + r - h) / (n)_4.
 
-    It takes O(n k log(n k)) time a layer, and memory for one layer's edges.
+    It takes O(n k log(n k)) time a layer, or O(n k^2) where k is at most 32 and no neighbours tie
+    for the last place, and memory for one layer's edges.
 
     Args:
         x: Graph of one model, n items.
