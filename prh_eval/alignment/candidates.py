@@ -166,17 +166,15 @@ class Candidates:
             item, index, value, place = item[kept], index[kept], value[kept], place[kept]
             longest = keep
         held = keep if self._settled else 0
-        if last and whole and held + longest <= 2 * keep:
-            width = held + longest
-        else:
-            width = held + max(longest, keep - held)
+        stays = last and whole and held + longest <= 2 * keep
+        width = held + (longest if stays else max(longest, keep - held))
         values = self._values.new_full((len(count), width), -torch.inf)
         indices = self._indices.new_full((len(count), width), -1)
         values[:, :held], indices[:, :held] = self._values[:, :held], self._indices[:, :held]
         at = item * width + held + place
         values.view(-1).index_copy_(0, at, value)
         indices.view(-1).index_copy_(0, at, index)
-        if last and whole and width <= 2 * keep:
+        if stays:
             self._values, self._indices = values, indices
             return
         self._values, chosen = largest(values, keep)

@@ -40,14 +40,14 @@ def copied(
         pieces may be from b, |b|, and |d - d in float32|.
     """
     dim, count = frame.rows.dim, len(matrix)
-    columns = parts(dim)
-    norms = frame.mean.new_zeros(2, len(columns), count, dtype=torch.float32)
+    sections = parts(dim)
+    norms = frame.mean.new_zeros(2, len(sections), count, dtype=torch.float32)
     b = frame.mean.new_empty(count) if held is None else held.offsets
     for rows in frame.rows.blocks(block, items.start, items.stop):
         place = slice(rows.start - items.start, rows.stop - items.start)
         d, b[place] = frame.single(rows, None if held is None else held.parts)
         for part, single, (length, off) in zip(
-            columns, d, norms[..., place].unbind(1), strict=True
+            sections, d, norms[..., place].unbind(1), strict=True
         ):
             matrix[place, part] = single
             low = single if matrix.dtype == torch.float32 else matrix[place, part].float()

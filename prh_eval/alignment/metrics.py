@@ -92,7 +92,7 @@ def overlap_in_halves(
     first = first.to(device)
     grid = torch.zeros(len(first), 2, x.layers, y.layers, dtype=torch.float64, device=device)
     for layers_x, layers_y, part_x, part_y in _parts(x, y, k):
-        total = _total(part_x, part_y, k, torch.arange(x.n, device=device), memory_bytes, first)
+        total = _total_in_halves(part_x, part_y, k, first, memory_bytes)
         grid[:, :, layers_x[:, None], layers_y] = total
     return grid
 
@@ -225,45 +225,63 @@ def _pick(graph: NeighborGraph, layers: list[int]) -> NeighborGraph:
 
 
 def _total(
-    x: NeighborGraph,
-    y: NeighborGraph,
-    k: int,
-    items: Tensor,
-    memory_bytes: int | None,
-    first: Tensor | None = None,
+    x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor, memory_bytes: int | None
 ) -> Tensor:
     """The sum of products of weights over some items, float64 (layers_x, layers_y).
 
-    The items and the result are on the device of x. With splits into halves (splits, n) it is
-    (splits, 2, layers_x, layers_y), of items and neighbours in the first half and in the second.
+    The items and the result are on the device of x.
     """
-    device = x.indices.device
-    if memory_bytes is None:
-        memory_bytes = 1 << 24 if device.type == "cpu" else 1 << 30
-    # Where neighbours tie for the last of the k places in some layer, weights are fractions.
-    tied = torch.zeros(x.n, dtype=torch.bool, device=device)
-    for graph in (x, y):
-        tied |= graph.tied[..., k : k + 1].any(dim=2).any(dim=0).to(device)
-    tied = tied[items]
-    shape = (x.layers, y.layers) if first is None else (len(first), 2, x.layers, y.layers)
-    counts = torch.zeros(shape, dtype=torch.int64, device=device)
-    size = shared_counts_bytes(x.layers * k, y.layers * k, x.n)
-    for chunk in _chunks(items[~tied], memory_bytes // size):
-        near_x, near_y = _nearest(x, k, chunk), _nearest(y, k, chunk)
-        if first is None:
-            counts += shared_counts(near_x, near_y, x.n)
-        else:
-            counts += shared_counts_in_halves(near_x, near_y, x.n, chunk, first)
+    memory_bytes, size = _memory(x, y, k, memory_bytes)
+    plain, tied = _by_ties(x, y, k, items)
+    counts = torch.zeros(x.layers, y.layers, dtype=torch.int64, device=items.device)
+    for chunk in _chunks(plain, memory_bytes // size):
+        counts += shared_counts(_nearest(x, k, chunk), _nearest(y, k, chunk), x.n)
     total = counts.double()
-    if tied.any():
-        items = items[tied]
-        if first is None:
-            total += _tied_total(x, y, k, items, memory_bytes)
-        else:
-            for split, mine in zip(total, first, strict=True):
-                for half, there in zip(split, (mine, ~mine), strict=True):
-                    half += _tied_total(x, y, k, items[there[items]], memory_bytes, there)
+    if len(tied):
+        total += _tied_total(x, y, k, tied, memory_bytes)
     return total
+
+
+def _total_in_halves(
+    x: NeighborGraph, y: NeighborGraph, k: int, first: Tensor, memory_bytes: int | None
+) -> Tensor:
+    """The same of items and neighbours in the first half, and in the second, for several splits.
+
+    The splits, bool (splits, n), and the result, float64 (splits, 2, layers_x, layers_y), are on
+    the device of x.
+    """
+    memory_bytes, size = _memory(x, y, k, memory_bytes)
+    plain, tied = _by_ties(x, y, k, torch.arange(x.n, device=first.device))
+    counts = torch.zeros(len(first), 2, x.layers, y.layers, dtype=torch.int64, device=first.device)
+    for chunk in _chunks(plain, memory_bytes // size):
+        near_x, near_y = _nearest(x, k, chunk), _nearest(y, k, chunk)
+        counts += shared_counts_in_halves(near_x, near_y, x.n, chunk, first)
+    total = counts.double()
+    if len(tied):
+        for split, mine in zip(total, first, strict=True):
+            for half, there in zip(split, (mine, ~mine), strict=True):
+                half += _tied_total(x, y, k, tied[there[tied]], memory_bytes, there)
+    return total
+
+
+def _memory(
+    x: NeighborGraph, y: NeighborGraph, k: int, memory_bytes: int | None
+) -> tuple[int, int]:
+    """What tables may take, and what those of an item without ties do."""
+    if memory_bytes is None:
+        memory_bytes = 1 << 24 if x.indices.device.type == "cpu" else 1 << 30
+    return memory_bytes, shared_counts_bytes(x.layers * k, y.layers * k, x.n)
+
+
+def _by_ties(x: NeighborGraph, y: NeighborGraph, k: int, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Items whose weights are 0 or 1, and those with others, on the device of the items.
+
+    Weights are fractions where neighbours tie for the last of the k places in some layer.
+    """
+    tied = torch.zeros(x.n, dtype=torch.bool, device=items.device)
+    for graph in (x, y):
+        tied |= graph.tied[..., k : k + 1].any(dim=2).any(dim=0).to(items.device)
+    return items[~tied[items]], items[tied[items]]
 
 
 def _chunks(items: Tensor, size: int) -> Iterator[Tensor]:
@@ -326,12 +344,11 @@ def _weighted(graph: NeighborGraph, items: Tensor, there: Tensor | None) -> tupl
     part = NeighborGraph(graph.indices[:, rows], graph.tied[:, rows], graph.k).trimmed(graph.k)
     weights = part.weights(part.k)
     neighbors = part.indices.to(weights.device)
+    if there is not None:
+        neighbors = torch.where(there.to(weights.device)[neighbors.long()], neighbors, -1)
     parts = [
         torch.where(chosen, neighbors, -1)
         for chosen in (weights == 1, (weights > 0) & (weights < 1))
     ]
     shares = torch.where(weights < 1, weights, 0.0).amax(dim=2)
-    if there is not None:
-        inside = there.to(neighbors.device)[neighbors.long()]
-        parts = [torch.where(inside, part, -1) for part in parts]
     return torch.cat(parts).transpose(0, 1).to(items.device), shares.T.to(items.device)

@@ -24,12 +24,12 @@ from prh_eval.alignment.overlaps import WORD, bytes_of_counts, counts_of_bytes, 
 _ROUNDING = 1e-12
 # Up to this many cells (256 MiB) every pair of items has one in a table.
 _TABLE_CELLS = 1 << 25
+# And so many bytes say which edges there may be.
+_FILTER_CELLS = 1 << 28
 # Up to so many neighbours an item, looking for it among theirs is faster than sorting edges.
 _NARROW = 32
 # Neighbours of neighbours that are looked at together.
 _ROW_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
-# And so many bytes say which edges there may be.
-_FILTER_CELLS = 1 << 28
 
 # From permutations (draws, n) and their inverses to sums (draws, layers_x, layers_y).
 _Term = Callable[[Tensor, Tensor], Tensor]

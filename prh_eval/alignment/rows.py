@@ -103,26 +103,22 @@ class Rows:
 
     def _taken(self, index: slice | Tensor) -> Tensor:
         """Some rows as they are stored, where they are given; of several layers in rising order."""
-        if isinstance(index, Tensor):
-            index = index.to(self.stored.device)
-        if not self.below:
-            # A slice is not copied.
-            x = (
-                self.stored[index]
-                if isinstance(index, slice)
-                else self.stored.index_select(0, index)
-            )
-            return x.to(self.place)
-        firsts = range(0, len(self), self.n)
-        parts = zip(firsts, (self.stored, *self.below), strict=True)
+        layers = self.stored, *self.below
+        firsts = [number * self.n for number in range(len(layers))]
         if isinstance(index, slice):
-            own = [part[max(0, index.start - at) : max(0, index.stop - at)] for at, part in parts]
-        else:
-            ends = torch.searchsorted(index, index.new_tensor(firsts[1:]))
-            shares = index.tensor_split(ends.cpu())
+            # Of one layer nothing is copied.
+            start, stop, _ = index.indices(len(self))
             own = [
-                x.index_select(0, rows - at) for rows, (at, x) in zip(shares, parts, strict=True)
+                x[max(0, start - at) : max(0, stop - at)]
+                for x, at in zip(layers, firsts, strict=True)
             ]
+        elif not self.below:
+            own = [self.stored.index_select(0, index.to(self.stored.device))]
+        else:
+            index = index.to(self.stored.device)
+            ends = torch.searchsorted(index, index.new_tensor(firsts[1:])).cpu()
+            shares = zip(layers, firsts, index.tensor_split(ends), strict=True)
+            own = [x.index_select(0, part - at) for x, at, part in shares]
         some = [x for x in own if len(x)] or own[:1]
         return (some[0] if len(some) == 1 else torch.cat(some)).to(self.place)
 
