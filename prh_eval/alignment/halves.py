@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from prh_eval.alignment.bits import WORD, bit_counts
 from prh_eval.alignment.graph import NeighborGraph
-from prh_eval.alignment.overlaps import WORD, bit_counts
 
 # The same items give the same numbers everywhere.
 _SEED = 0

@@ -7,13 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Layers that one word has bits for.
-WORD = 64
-# Of every field of 2w bits the lower w, for w = 1, 2, 4, ... 32.
-_LOWER_HALVES = [
-    (width, sum(((1 << width) - 1) << start for start in range(0, WORD, 2 * width)))
-    for width in (1, 2, 4, 8, 16, 32)
-]
+from prh_eval.alignment.bits import WORD, bit_counts
+
 # Numbering an item's neighbours pays where so many times as many items could be among them.
 _SPARSE = 64
 
@@ -39,12 +34,7 @@ def shared_counts(x: Tensor, y: Tensor, n: int, *, each_item: bool = False) -> T
         return shared_counts(y, x, n, each_item=each_item).transpose(-1, -2)
     counts = []
     for layers, found in _words(x, y, n):
-        if each_item:
-            found = found.view(-1, y.shape[2]).T.contiguous()
-            count = bit_counts(found).view(WORD, *y.shape[:2])
-        else:
-            count = _layer_counts(found, y)
-        counts.append(count[:layers])
+        counts.append(bit_counts(found if each_item else found.flatten(0, 1))[:layers])
     result = torch.cat(counts)
     return result.transpose(0, 1) if each_item else result
 
@@ -65,16 +55,16 @@ def shared_counts_in_halves(x: Tensor, y: Tensor, n: int, items: Tensor, first: 
     """
     if x.shape[1] < y.shape[1]:
         return shared_counts_in_halves(y, x, n, items, first).transpose(-1, -2)
-    near = y.flatten(1).clamp(min=0)
+    near = y.transpose(1, 2).clamp(min=0)
     groups = []
     for layers, found in _words(x, y, n):
         splits = []
         for half in first:
             mine = half[items]
-            same = half.index_select(0, near.flatten()).view(near.shape) == mine[:, None]
+            same = half.index_select(0, near.flatten()).view(near.shape) == mine[:, None, None]
             inside = torch.where(same, found, 0)
             # What is no neighbour was never found.
-            counts = [_layer_counts(inside[rows], y)[:layers] for rows in (mine, ~mine)]
+            counts = [bit_counts(inside[rows].flatten(0, 1))[:layers] for rows in (mine, ~mine)]
             splits.append(torch.stack(counts))
         groups.append(torch.stack(splits))
     return torch.cat(groups, dim=2)
@@ -83,9 +73,10 @@ def shared_counts_in_halves(x: Tensor, y: Tensor, n: int, items: Tensor, first: 
 def _words(x: Tensor, y: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
     """For up to 64 layers of x at a time: how many, and which have the neighbours in y.
 
-    The words, int64, are of shape (items, layers_y width_y), and may be overwritten.
+    The words, int64, are of shape (items, width_y, layers_y), and may be overwritten.
     """
-    # Number 0 is for what is no neighbour.
+    # Number 0 is for what is no neighbour. Layers of y last, so that all else is added up.
+    y = y.transpose(1, 2).contiguous()
     numbers_x, numbers_y, columns = (x + 1).long(), (y + 1).long(), n + 1
     if _is_sparse(x.shape[1] * x.shape[2], n):
         numbers_x, numbers_y = _renumbered(numbers_x, numbers_y)
@@ -94,12 +85,7 @@ def _words(x: Tensor, y: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
         layers = numbers_x[:, start : start + WORD]
         table = layer_words(layers, columns)
         table[:, 0] = 0
-        yield layers.shape[1], table.gather(1, numbers_y.flatten(1))
-
-
-def _layer_counts(found: Tensor, y: Tensor) -> Tensor:
-    """How often each layer of x has neighbours of each layer of y: int64, (64, layers_y)."""
-    return bit_counts(found).view(WORD, *y.shape[1:]).sum(dim=2)
+        yield layers.shape[1], table.gather(1, numbers_y.flatten(1)).view(y.shape)
 
 
 def shared_counts_bytes(x: int, y: int, n: int) -> int:
@@ -132,63 +118,6 @@ def layer_words(neighbors: Tensor, columns: int) -> Tensor:
     bits = bits.repeat_interleave(width).expand(items, -1)
     # The sum of different powers of two is their union.
     return words.scatter_add_(1, neighbors.flatten(1), bits)
-
-
-def bit_counts(words: Tensor) -> Tensor:
-    """How many of the words have each bit set.
-
-    Bits are taken apart into fields of 2 bits, which hold the sum of 3 of them; those into fields
-    of 4 bits, which hold the sum of 5 of those; and so on. Every operation is on whole words, and
-    most of the work done when the fields have become 8 bits wide.
-
-    Args:
-        words: int64, shape (..., m, r); overwritten.
-
-    Returns:
-        int64, shape (64, ..., r): of the m words in each column, how many have bit 0, 1, ... 63.
-    """
-    return counts_of_bytes(bytes_of_counts(words))
-
-
-def bytes_of_counts(words: Tensor) -> Tensor:
-    """The first steps of :func:`bit_counts`, for words that do not come all at once; overwritten.
-
-    Returns:
-        int64, shape (8, ..., q, r), about m / 255 words in place of m: counts in fields of 8 bits.
-        What comes of several words goes on as one, joined along q.
-    """
-    return _widened(words[None], _LOWER_HALVES[:3])
-
-
-def counts_of_bytes(lanes: Tensor) -> Tensor:
-    """The last steps of :func:`bit_counts`, from bytes of counts, which are overwritten."""
-    return _widened(lanes, _LOWER_HALVES[3:]).sum(dim=-2)
-
-
-def _widened(lanes: Tensor, steps: list[tuple[int, int]]) -> Tensor:
-    """Fields taken apart into fields of twice the width, and added up as far as these hold."""
-    for width, lower in steps:
-        # Full fields of w bits add up to a full one of 2w.
-        group = 2**width + 1
-        count, (m, r) = len(lanes), lanes.shape[-2:]
-        result = lanes.new_empty(2 * count, *lanes.shape[1:-2], -(-m // group), r)
-        # The upper halves behind the lower ones: lanes end in the order of the bits.
-        _sums(lanes & lower, group, result[:count])
-        lanes >>= width
-        lanes &= lower
-        _sums(lanes, group, result[count:])
-        lanes = result
-    return lanes
-
-
-def _sums(lanes: Tensor, group: int, out: Tensor) -> None:
-    """Sums (..., sums, r) of (..., m, r), each of ``group`` of the m at most."""
-    m, r = lanes.shape[-2:]
-    whole = m // group
-    grouped = lanes[..., : whole * group, :].view(*lanes.shape[:-2], group, whole, r)
-    torch.sum(grouped, dim=-3, out=out[..., :whole, :])
-    if whole * group < m:
-        torch.sum(lanes[..., whole * group :, :], dim=-2, out=out[..., whole, :])
 
 
 def _is_sparse(edges: int, n: int) -> bool:

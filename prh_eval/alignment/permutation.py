@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prh_eval.alignment.bits import WORD, BitCounter
 from prh_eval.alignment.chance import chance_level
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.metrics import check_pair
-from prh_eval.alignment.overlaps import WORD, bytes_of_counts, counts_of_bytes, layer_words
+from prh_eval.alignment.overlaps import layer_words
 
 # Scores that differ by less are equal but for rounding: they are sums of weights over n k.
 _ROUNDING = 1e-12
@@ -30,6 +31,12 @@ _FILTER_CELLS = 1 << 28
 _NARROW = 32
 # Neighbours of neighbours that are looked at together.
 _ROW_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
+
+# Items whose edges are looked up together: whose words are added to each other, times how many are
+# not; and the bytes that are looked up: a core's cache holds them, and on a GPU they hide launches.
+_ADDED = 16
+_BESIDE = {"cpu": 1, "cuda": 64}
+_LOOKED_UP_BYTES = {"cpu": 1 << 21, "cuda": 1 << 29}
 
 # From permutations (draws, n) and their inverses to sums (draws, layers_x, layers_y).
 _Term = Callable[[Tensor, Tensor], Tensor]
@@ -353,7 +360,7 @@ def _few_hits(edges_x: int, edges_y: int, x: NeighborGraph, y: NeighborGraph) ->
     """
     hits = edges_x * edges_y / x.n**2
     going_over = 60_000 + 4 * edges_x + 2 * (x.layers + y.layers) * hits
-    return going_over < 6 * min(x.layers, y.layers) * x.n * x.k
+    return going_over < 5 * min(x.layers, y.layers) * x.n * x.k
 
 
 def _distinct(near: Tensor, weights: Tensor) -> int:
@@ -370,27 +377,18 @@ def _turned(term: _Term) -> _Term:
     return lambda orders, inverses: term(inverses, orders).transpose(1, 2)
 
 
-def _rows(n: int, device: torch.device) -> int:
-    """How many items' rows of the table of look-ups there are at a time.
-
-    They stay in the cache while several permutations are looked up in them. A multiple of 15
-    leaves no rest when bits are counted.
-    """
-    return max(1, _block_bytes(device) // (15 * 8 * n)) * 15
-
-
 def _draws_at_once(x: NeighborGraph, y: NeighborGraph, k: int) -> int:
     """How many permutations are looked up in some rows of the table together."""
     device = x.indices.device
-    words = min(_rows(x.n, device), x.n) * min(x.layers, y.layers) * k
-    found = max(1, 4 * _block_bytes(device) // (8 * words))
+    words = min(_rows(device), x.n) * min(x.layers, y.layers) * k
+    found = max(1, _LOOKED_UP_BYTES.get(device.type, _LOOKED_UP_BYTES["cpu"]) // (8 * words))
     # The orders themselves, and their inverses, stay within 16 MiB each.
     return min(found, max(1, (1 << 21) // x.n))
 
 
-def _block_bytes(device: torch.device) -> int:
-    """What a core's cache holds, or on a GPU what keeps it busy."""
-    return 3 << 18 if device.type == "cpu" else 1 << 27
+def _rows(device: torch.device) -> int:
+    """How many items' rows of the table of look-ups there are at a time."""
+    return _ADDED * _BESIDE.get(device.type, _BESIDE["cpu"])
 
 
 def _look_ups(x: Tensor, y: Tensor) -> _Term:
@@ -400,20 +398,21 @@ def _look_ups(x: Tensor, y: Tensor) -> _Term:
     """
     n, layers, k = x.shape
     # Item 0 of n + 1 is for padding, and has no edges.
-    heads = (x + 1).flatten(1)
+    heads = (x + 1).transpose(1, 2).flatten(1)
     tables = []
     for start in range(0, y.shape[1], WORD):
         table = layer_words((y[:, start : start + WORD] + 1).long(), n + 1)
         table[:, 0] = 0
         tables.append(table)
-    rows = _rows(n, x.device)
+    rows = _rows(x.device)
+    height = rows // _ADDED * k
     starts = torch.arange(rows, dtype=torch.int32, device=x.device)[:, None] * (n + 1)
 
     def counts(orders: Tensor, inverses: Tensor) -> Tensor:
         # Every draw's names of the items of x, one draw's behind the other's.
         names = torch.nn.functional.pad(orders.int() + 1, (1, 0))
         shift = torch.arange(len(names), dtype=torch.int32, device=x.device) * (n + 1)
-        bits: list[list[Tensor]] = [[] for _ in tables]
+        counters = [BitCounter(height) for _ in tables]
         for start in range(0, n, rows):
             items = inverses[:, start : start + rows]
             # By item of y: the names in y of the neighbours of the item of x that is moved there.
@@ -422,12 +421,10 @@ def _look_ups(x: Tensor, y: Tensor) -> _Term:
             moved = names.flatten().index_select(0, near.flatten()).view(near.shape)
             # Where the item of y begins among these rows.
             moved += starts[: items.shape[1]]
-            for table, parts in zip(tables, bits, strict=True):
+            for table, counter in zip(tables, counters, strict=True):
                 found = table[start : start + rows].flatten().index_select(0, moved.flatten())
-                parts.append(bytes_of_counts(found.view(moved.shape)))
-        result = torch.cat([counts_of_bytes(torch.cat(parts, dim=-2)) for parts in bits])
-        result = result[: y.shape[1]]
-        return result.view(len(result), -1, layers, k).sum(dim=3).permute(1, 2, 0)
+                counter.add(found.view(len(names), -1, layers))
+        return torch.cat([counter.counts() for counter in counters])[: y.shape[1]].permute(1, 2, 0)
 
     return counts
 

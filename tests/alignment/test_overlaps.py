@@ -10,45 +10,11 @@ from hypothesis import strategies as st
 
 from prh_eval.alignment import overlaps
 from prh_eval.alignment.overlaps import (
-    bit_counts,
-    bytes_of_counts,
-    counts_of_bytes,
     layer_words,
     shared_counts,
     shared_counts_bytes,
     shared_counts_in_halves,
 )
-
-
-def plain_bit_counts(words: torch.Tensor) -> np.ndarray:
-    given = words.numpy().view(np.uint64)
-    return np.array([((given >> np.uint64(bit)) & np.uint64(1)).sum(axis=-2) for bit in range(64)])
-
-
-@given(
-    st.sampled_from([0, 1, 2, 3, 4, 5, 14, 15, 16, 254, 255, 256, 770]),
-    st.lists(st.integers(1, 3), min_size=1, max_size=3),
-    st.floats(0, 1),
-    st.integers(0, 2**32 - 1),
-)
-def test_bit_counts_equal_a_plain_loop(m, shape, share, seed):
-    g = np.random.default_rng(seed)
-    words = g.integers(-(2**63), 2**63, (*shape[:-1], m, shape[-1]))
-    words = torch.from_numpy(np.where(g.random(words.shape) < share, -1, words))
-    expected = plain_bit_counts(words)
-    parts = [
-        bytes_of_counts(words[..., half, :].clone()) for half in (slice(m // 3), slice(m // 3, m))
-    ]
-    np.testing.assert_array_equal(counts_of_bytes(torch.cat(parts, dim=-2)), expected)
-    got = bit_counts(words)
-    assert got.dtype == torch.int64
-    np.testing.assert_array_equal(got, expected)
-
-
-def test_bits_that_all_words_have_are_not_lost():
-    # Beyond what any field but the last holds.
-    words = torch.full((70_000, 1), -1)
-    assert bit_counts(words).unique().tolist() == [70_000]
 
 
 def neighbors(g: np.random.Generator, items: int, layers: int, width: int, n: int) -> np.ndarray:

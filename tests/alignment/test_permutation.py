@@ -231,12 +231,13 @@ def test_null_is_the_same_in_any_blocks_of_rows_and_draws(layers, share, monkeyp
     expected = grids(x, y, k, orders).max(axis=(1, 2))
     monkeypatch.setattr(permutation, "_few_hits", lambda *_: False)
     nulls = [permutation_null(x, y, k, draws=draws, seed=5)]
-    for size in (1, 20_000):
-        monkeypatch.setattr(permutation, "_block_bytes", lambda _, size=size: size)
+    for added, beside, size in ((16, 1, 1), (1, 5, 20_000), (3, 2, 1 << 20)):
+        monkeypatch.setattr(permutation, "_ADDED", added)
+        monkeypatch.setattr(permutation, "_BESIDE", {"cpu": beside})
+        monkeypatch.setattr(permutation, "_LOOKED_UP_BYTES", {"cpu": size})
         nulls.append(permutation_null(x, y, k, draws=draws, seed=5))
     np.testing.assert_allclose(nulls[0], expected, rtol=0, atol=1e-14)
-    assert torch.equal(nulls[1], nulls[0])
-    assert torch.equal(nulls[2], nulls[0])
+    assert all(torch.equal(null, nulls[0]) for null in nulls[1:])
     monkeypatch.setattr(permutation, "_TABLE_CELLS", 0)
     searched = permutation_null(x, y, k, draws=draws, seed=5)
     np.testing.assert_allclose(searched, expected, rtol=0, atol=1e-14)
