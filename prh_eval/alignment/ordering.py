@@ -8,6 +8,8 @@ from torch import Tensor
 
 # Values of a row up to which sorting all of them is faster than choosing.
 _SHORT = 128
+# Rows so many times as long as what is chosen torch goes over once, which is as fast as NumPy.
+_LONG = 64
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -20,9 +22,19 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         The values and their columns, int64, both of shape (rows, count).
     """
-    if values.device.type != "cpu" or values.shape[1] > _SHORT:
+    n = values.shape[1]
+    if values.device.type != "cpu" or n > max(_SHORT, _LONG * count):
         found = values.topk(count, dim=1)
         return found.values, found.indices
+    if n <= _SHORT:
+        return _falling(values, count)
+    chosen = torch.from_numpy(np.argpartition(values.numpy(), n - count, axis=1)[:, n - count :])
+    most, order = _falling(values.gather(1, chosen), count)
+    return most, chosen.gather(1, order)
+
+
+def _falling(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """:func:`largest` by sorting all."""
     order = np.argsort(values.numpy(), axis=1)[:, ::-1][:, :count]
     columns = torch.from_numpy(order.copy())
     return values.gather(1, columns), columns
@@ -38,9 +50,23 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
     Returns:
         Shape (rows,).
     """
-    if values.device.type != "cpu" or values.shape[1] > _SHORT:
+    n = values.shape[1]
+    if values.device.type != "cpu":
         return values.topk(k, dim=1).values[:, -1]
-    return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, -k].copy())
+    if n <= _SHORT:
+        return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, -k].copy())
+    return torch.from_numpy(np.partition(values.numpy(), n - k, axis=1)[:, n - k].copy())
+
+
+def rising(values: Tensor) -> Tensor:
+    """Rows in rising order.
+
+    Args:
+        values: int64, shape (rows, n).
+    """
+    if values.device.type != "cpu":
+        return values.sort(dim=1).values
+    return torch.from_numpy(np.sort(values.numpy(), axis=1))
 
 
 def reaching(values: Tensor, floor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.ordering import largest
+from prh_eval.alignment.ordering import largest, rising
 
 # Relative to the scale of a layer: far above the rounding of a float64 product (about 1e-15) and
 # far below the noise that float32 features carry (about 1e-7).
@@ -50,7 +50,7 @@ def nearest(
         closed = ~kept[:, -1] if looked_at < n else torch.ones_like(kept[:, -1])
         named = found if names is None else names.gather(1, found).long()
         # Groups stay in order; within one, the order of the values gives way to that of the items.
-        ordered = (group * most + named).sort(dim=1).values % most
+        ordered = rising(group * most + named) % most
         indices = torch.where(kept, ordered, -1).to(torch.int32)
         if not parts and bool(closed.all()):
             width = int(kept.sum(dim=1).max())

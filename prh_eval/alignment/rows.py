@@ -74,7 +74,7 @@ class Rows:
         """The same layer, whole in float64; made of ``block`` rows at a time."""
         x = torch.empty(len(self), self.dim, dtype=torch.float64, device=self.place)
         for part in self.blocks(block):
-            x[part] = self[part]
+            self._write(self._taken(part), x[part])
         first, *below = torch.split(x, self.n)
         return Rows(first, unit=self.unit, made=True, below=tuple(below))
 
@@ -131,17 +131,23 @@ class Rows:
         if self.made:
             return x
         # Contiguous, so that every row is summed in the same order and equal rows stay equal.
-        x = x.double().contiguous()
+        if self.exact:
+            return x.double().contiguous()
+        return self._write(x, torch.empty(x.shape, dtype=torch.float64, device=x.device))
+
+    def _write(self, x: Tensor, out: Tensor) -> Tensor:
+        """Write rows as they are compared, of rows as they are stored."""
+        out.copy_(x)
         if self.limit is not None:
-            x = x.clamp(-self.limit, self.limit)
+            out.clamp_(-self.limit, self.limit)
         if self.unit:
-            if self.stored.dtype == torch.float64:
+            if x.dtype == torch.float64:
                 # Squares of what float64 holds may be beyond its range; this changes no digit.
-                exponent = torch.frexp(x.abs().amax(dim=1, keepdim=True)).exponent
-                x = torch.ldexp(x, -exponent.clamp(-1000, 1000))
-            length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-            x = x / torch.where(length > 0, length, 1.0)
-        return x
+                exponent = torch.frexp(out.abs().amax(dim=1, keepdim=True)).exponent
+                torch.ldexp(out, -exponent.clamp(-1000, 1000), out=out)
+            length = torch.linalg.vector_norm(out, dim=1, keepdim=True)
+            out.div_(torch.where(length > 0, length, 1.0))
+        return out
 
     @property
     def exact(self) -> bool:

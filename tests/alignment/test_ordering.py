@@ -13,6 +13,7 @@ from prh_eval.alignment.ordering import (
     largest,
     positions,
     reaching,
+    rising,
     stable_order,
 )
 
@@ -37,9 +38,16 @@ def test_the_largest_of_rows_are_those_of_sorted_lists(data, dtype, coarse):
 def test_short_and_long_rows_are_alike(monkeypatch, name):
     values = torch.randn(20, 100)
     short = getattr(ordering, name)(values, 7)
-    monkeypatch.setattr(ordering, "_SHORT", 99)
-    for one, other in zip(short, getattr(ordering, name)(values, 7), strict=True):
-        assert torch.equal(one, other)
+    for limit in ("_SHORT", "_LONG"):
+        monkeypatch.setattr(ordering, limit, 1)
+        for one, other in zip(short, getattr(ordering, name)(values, 7), strict=True):
+            assert torch.equal(one, other)
+
+
+@given(st.lists(st.lists(st.integers(-(2**60), 2**60), min_size=4, max_size=4), max_size=5))
+def test_rising_rows_are_sorted_lists(rows):
+    found = rising(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
+    assert found.tolist() == [sorted(row) for row in rows]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=30))
