@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
-from prh_eval.alignment.precision import single_dtype
+from prh_eval.alignment.precision import cpu_has, single_dtype
 from prh_eval.alignment.products import HAS_OUT_DTYPE
 
 # Relative error of a sum of products in float32, a term: in any order, truncated rather than
@@ -99,6 +99,7 @@ def bounds(stats: Tensor, largest: Tensor, width: int) -> Tensor:
     most_e, most_a, most_r, most_b, _ = largest
     rounded: Tensor = e * most_a + a * most_e + e * most_e + r + most_r
     summed: Tensor = width * _SUMMING * (a * most_a + b + most_b)
+    # Matrix units take numbers below 2^-126 for 0.
     return (rounded + summed) * _INFLATED + 2.0**-100
 
 
@@ -150,17 +151,10 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     rounded = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
     if device.type == "cuda" and HAS_OUT_DTYPE and not rounded:
         return torch.float16
-    if device.type == "cpu" and _cpu_has_bfloat16():
+    # On a CPU without instructions for it bfloat16 is slower than float32.
+    if device.type == "cpu" and cpu_has("avx512_bf16", "amx_tile"):
         return torch.bfloat16
     return single_dtype()
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether the processor has instructions for it; without, it is slower than float32."""
-    return any(
-        bool(getattr(torch.cpu, name, bool)())
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
 
 
 def _pieces(dtype: torch.dtype) -> int:

@@ -18,3 +18,8 @@ def single_dtype() -> torch.dtype:
     except RuntimeError:  # set in two of torch's ways
         exact = False
     return torch.float32 if exact else torch.float64
+
+
+def cpu_has(*names: str) -> bool:
+    """Whether the processor has any of these sets of instructions, as torch names them."""
+    return any(bool(getattr(torch.cpu, f"_is_{name}_supported", bool)()) for name in names)
