@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
+from prh_eval.alignment.frames import SUMMED, Frame, Single
 from prh_eval.alignment.precision import cpu_has, single_dtype
 from prh_eval.alignment.products import HAS_OUT_DTYPE
 
@@ -40,21 +40,18 @@ def copied(
         pieces may be from b, |b|, and |d - d in float32|.
     """
     dim, count = frame.rows.dim, len(matrix)
-    sections = parts(dim)
-    norms = frame.mean.new_zeros(2, len(sections), count, dtype=torch.float32)
+    squares = frame.mean.new_zeros(2, count)
     b = frame.mean.new_empty(count) if held is None else held.offsets
     for rows in frame.rows.blocks(block, items.start, items.stop):
         place = slice(rows.start - items.start, rows.stop - items.start)
-        d, b[place] = frame.single(rows, None if held is None else held.parts)
-        for part, single, (length, off) in zip(
-            sections, d, norms[..., place].unbind(1), strict=True
-        ):
+        length, off = squares[:, place]
+        for part, single in frame.singles(rows, b[place], None if held is None else held.parts):
             matrix[place, part] = single
             low = single if matrix.dtype == torch.float32 else matrix[place, part].float()
-            torch.linalg.vector_norm(low, dim=1, out=length)
+            length += torch.linalg.vector_norm(low, dim=1).double().square()
             if low is not single:
-                torch.linalg.vector_norm(low.sub_(single), dim=1, out=off)
-    length, off = norms.double().square().sum(dim=1).sqrt()
+                off += torch.linalg.vector_norm(low.sub_(single), dim=1).double().square()
+    length, off = squares.sqrt()
     lost = frame.single_error(length + off)
     pieces = _pieces(matrix.dtype)
     matrix[:, dim + pieces : dim + 2 * pieces] = 1

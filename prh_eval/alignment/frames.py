@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,18 +109,22 @@ class Frame:
         # Of whole layers, or of one.
         return means if len(means) == 1 else means.repeat_interleave(n, dim=0)
 
-    def single(
-        self, index: slice, out: Sequence[Tensor] | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """D, times the factor, of some rows in float32, in :func:`parts` of the dimensions.
+    def singles(
+        self, index: slice, offsets: Tensor, out: Sequence[Tensor] | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """D, times the factor, of some rows in float32, by :func:`parts` of the dimensions.
+
+        Each part is best used before the next is made, while it is at hand.
 
         Args:
             index: Which rows.
+            offsets: Where to write b of the same rows, float64, shape (rows,), off by
+                :meth:`offset_error`; complete after the last part.
             out: Where to; for each part (n, dimensions), float32, of all items.
 
-        Returns:
-            The parts, each float32, shape (rows, dimensions), off by :meth:`single_error`; and b of
-            the same rows, float64, shape (rows,), off by :meth:`offset_error`.
+        Yields:
+            The dimensions of a part, and float32, shape (rows, dimensions), off by
+            :meth:`single_error`.
         """
         columns = parts(self.rows.dim)
         if out is None:
@@ -129,17 +133,20 @@ class Frame:
             singles = [part[index] for part in out]
         if not self.quick:
             d, b = self.centred(index)
+            offsets.copy_(b)
             # What is stored may be of any magnitude, the product is in the range of float32.
             d = d.mul_(self.factor)
-            for single, part in zip(singles, columns, strict=True):
-                single.copy_(d[:, part])
-            return singles, b
+            for part, single in zip(columns, singles, strict=True):
+                yield part, single.copy_(d[:, part])
+            return
         x, mean = self.rows.single(index), self._mean_of(index)
-        shift, b = mean.float() * -self.factor, mean.new_zeros(len(x))
-        for single, part in zip(singles, columns, strict=True):
+        shift = mean.float() * -self.factor
+        offsets.zero_()
+        for part, single in zip(columns, singles, strict=True):
             torch.add(shift[:, part], x[:, part], alpha=self.factor, out=single)
-            b += _dot(single.double(), mean[:, part])
-        return singles, b / self.factor
+            offsets += _dot(single.double(), mean[:, part])
+            yield part, single
+        offsets /= self.factor
 
     def single_error(self, length: Tensor) -> Tensor:
         """How far rows in float32 may be off: the length of the difference, float64, (rows,).
