@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prh_eval.alignment.frames import Frame, Similarity, frame
 from prh_eval.alignment.graph import NeighborGraph
+from prh_eval.alignment.heap import keep_freed_memory
 from prh_eval.alignment.products import write_symmetric_products
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, widened
 from prh_eval.alignment.rows import Rows
@@ -20,9 +21,6 @@ from prh_eval.alignment.tiles import SearchPlan, is_memory, plan_search, smaller
 from prh_eval.errors import PrhEvalError
 
 logger = logging.getLogger(__name__)
-
-# The largest block, but for its header, that glibc learns from when it is freed.
-_LEARNT_BYTES = 31 << 20
 
 
 def neighbor_graph(
@@ -89,7 +87,7 @@ def neighbor_graph(
                 f"layer {index} has {len(x)} items and layer 0 has {n}, where all layers must "
                 "describe the same items"
             )
-    _keep_freed_memory()
+    keep_freed_memory()
     layers: list[Found] = []
     while len(layers) < len(features):
         rows = _rows(features[len(layers)], device)
@@ -114,16 +112,6 @@ def neighbor_graph(
     _check_width(width, n * len(layers), plan)
     indices, tied = zip(*(widened(layer, width) for layer in layers), strict=True)
     return NeighborGraph(torch.stack(indices), torch.stack(tied), k)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep for the next layers what one is done with.
-
-    Given back, it would be made and cleared anew page by page, for a tenth of the time that a layer
-    of few items takes. What glibc keeps goes by the largest block that it has seen freed; nothing
-    is written to this one, so that it takes no memory.
-    """
-    torch.empty(_LEARNT_BYTES, dtype=torch.uint8)
 
 
 def _rows(x: Tensor | Rows, device: torch.device | None) -> Rows:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prh_eval.alignment.heap import keep_freed_memory
 from prh_eval.errors import PrhEvalError, suggestion
 from prh_eval.features.ahead import overlapped
 from prh_eval.features.batching import Plan, token_ids, tokenize
@@ -156,6 +157,7 @@ def language_features(
             return rows_of_layer
         return all_gather(rows_of_layer.to(device)).cpu()
 
+    keep_freed_memory()
     with _evaluating(model):
         if prefix is not None:
             reader.ask(model, tokens.sequences[0])

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prh_eval.alignment.heap import KEPT_BYTES
 from prh_eval.features.ahead import to_device
 from prh_eval.features.batching import Tokens
 from prh_eval.features.language_pooling import widest
 
-# Bytes of float32 logits at a time: no more than a CPU's product, or a GPU's, needs to be fast.
-_CPU_LOGITS = 2**25
+# Bytes of float32 logits at a time: no more than a CPU's product, or a GPU's, needs to be fast; and
+# on a CPU what is kept from one to the next.
+_CPU_LOGITS = KEPT_BYTES
 _GPU_LOGITS = 2**29
 
 
