@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import Protocol, preprocess
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.threads import READERS
-from prh_eval.alignment.tiles import is_memory
+from prh_eval.alignment.tiles import told_of_memory
 from prh_eval.errors import PrhEvalError
 from prh_eval.processes import Processes
 from prh_eval.store import GraphArtifact, read_artifact, write_artifact
@@ -201,7 +201,12 @@ def layer_graphs(
         if not processes.broadcast_object(graph is not None):
             if rows is None:
                 rows = _rows(features, protocol, similarity, processes)
-            with _told_of_memory(layer, processes):
+            # lm-eval comes here too, without the option.
+            instead = (
+                "--memory of prh-eval align, or of prh-eval references build, whose graphs lm-eval "
+                "reads, should be smaller than what is free there"
+            )
+            with told_of_memory(processes.device, f"the search of layer {layer}", instead):
                 graph = neighbor_graph(
                     rows[layer : layer + 1],
                     k,
@@ -221,23 +226,6 @@ def layer_graphs(
         if progress:
             progress(layer + 1)
     return _stacked(graphs, k) if processes.first else None
-
-
-@contextmanager
-def _told_of_memory(layer: int, processes: Processes) -> Iterator[None]:
-    """A sentence where the memory of a process runs out; the others end with it."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_memory(error):
-            raise
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        # lm-eval comes here too, without the option.
-        raise PrhEvalError(
-            f"memory ran out on {processes.device} in the search of layer {layer} ({words}); "
-            "--memory of prh-eval align, or of prh-eval references build, whose graphs lm-eval "
-            "reads, should be smaller than what is free there"
-        ) from error
 
 
 def _rows(

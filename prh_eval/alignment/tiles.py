@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -198,8 +199,7 @@ def plan_search(
     """
     device = torch.device(device)
     if memory_bytes is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        memory_bytes = free // 2 or _MEMORY_BYTES
+        memory_bytes = _free_bytes(device) // 2 if device.type == "cuda" else _MEMORY_BYTES
     kind = device.type if device.type in _SIDES else "cpu"
     keep = min(k + max(_SPARE, k // 2), n - 1)
     exact = (
@@ -296,6 +296,33 @@ def is_memory(error: Exception) -> bool:
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, MemoryError) or bool(should_reduce_batch_size(error))
+
+
+@contextmanager
+def told_of_memory(device: torch.device, work: str, instead: str) -> Iterator[None]:
+    """A sentence where memory runs out.
+
+    Args:
+        device: Whose.
+        work: What takes it.
+        instead: What would help.
+
+    Raises:
+        PrhEvalError: In place of the error that says so.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory(error):
+            raise
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PrhEvalError(f"memory ran out on {device} in {work} ({words}); {instead}") from error
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What is free on a CUDA device, with what torch keeps for itself and gives to whoever asks."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + kept)
 
 
 def _megabytes(size: int) -> str:

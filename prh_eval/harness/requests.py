@@ -17,6 +17,7 @@ from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.neighbors import neighbor_graph
 from prh_eval.alignment.preprocess import preprocess, protocol, validate_features
 from prh_eval.alignment.sharing import ALONE
+from prh_eval.alignment.tiles import told_of_memory
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.captions import mean_over_items
 from prh_eval.features.identity import tokenizer_fingerprint, weights_fingerprint
@@ -368,13 +369,15 @@ def _graph(lm: Any, layers: list[Tensor], settings: CaptionSettings) -> Neighbor
     if len(layers[0]) <= FEW_ITEMS:
         return neighbor_graph(rows, settings.graph_k)
     device = torch.device(lm.device)
-    found = neighbor_graph(
-        rows,
-        settings.graph_k,
-        device=device if device.type == "cuda" else None,
-        sharing=Processes.current(device) if lm.world_size > 1 else ALONE,
-    )
-    return found.cpu()
+    instead = "the model, or others on that device, should take less of it (dtype, parallelize)"
+    with told_of_memory(device, "the search of the captions' neighbours", instead):
+        found = neighbor_graph(
+            rows,
+            settings.graph_k,
+            device=device if device.type == "cuda" else None,
+            sharing=Processes.current(device) if lm.world_size > 1 else ALONE,
+        )
+        return found.cpu()
 
 
 def _model_header(lm: Any) -> dict[str, Any]:

@@ -427,6 +427,20 @@ def test_plans_stay_within_memory(memory, n):
         assert how.peak_bytes <= memory * 10**6
 
 
+def test_half_of_what_a_gpu_has_free_is_taken(monkeypatch):
+    """What torch keeps of freed memory is free to the search as well."""
+    sizes = {"mem_get_info": (2 << 30, 80 << 30), "memory_reserved": 70 << 30}
+    sizes["memory_allocated"] = 30 << 30
+    for name, size in sizes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, size=size: size)
+    how = plan_search(100_000, 64, 10, device="cuda")
+    assert how.memory_bytes == (2 + 70 - 30) << 29
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 70 << 30)
+    with pytest.raises(PrhEvalError, match="where 0 bytes are allowed"):
+        plan_search(100_000, 64, 10, device="cuda")
+
+
 def test_ties_that_would_fill_memory_are_one_sentence():
     x = torch.zeros(1000, 4)
     how = plan(1000, 4, 10, memory_bytes=4 << 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,19 @@ def test_use_cache_runs_the_model_once(
     # Another pooling is another graph.
     with pytest.raises(AssertionError, match="the model ran"):
         evaluate(model_folder, {"prh_pooling": "last"}, use_cache=cache)
+
+
+def test_memory_that_runs_out_in_the_search_is_told(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("prh_eval.harness.requests.FEW_ITEMS", 0)
+    monkeypatch.setattr("prh_eval.harness.requests.neighbor_graph", search)
+    expected = "memory ran out on cpu in the search of the captions' neighbours (CUDA out of memory"
+    with pytest.raises(PrhEvalError, match=re.escape(expected)):
+        evaluate(model_folder)
 
 
 def test_use_cache_tells_models_apart(
