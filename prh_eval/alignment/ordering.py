@@ -1,4 +1,4 @@
-"""Sorting short rows and finding what is true, on a CPU by NumPy, which is several times faster."""
+"""Sorting rows and finding what is true, on a CPU by NumPy, which is several times faster."""
 
 from __future__ import annotations
 

@@ -32,8 +32,9 @@ _NARROW = 32
 # Neighbours of neighbours that are looked at together.
 _ROW_VALUES = {"cpu": 1 << 21, "cuda": 1 << 28}
 
-# Items whose edges are looked up together: whose words are added to each other, times how many are
-# not; and the bytes that are looked up: a core's cache holds them, and on a GPU they hide launches.
+# Items whose edges are looked up together: so many whose words are added to each other at once, for
+# each of so many beside each other. Bytes of the words of all draws that are looked up together: a
+# core's cache holds them, and on a GPU they hide launches.
 _ADDED = 16
 _BESIDE = {"cpu": 1, "cuda": 64}
 _LOOKED_UP_BYTES = {"cpu": 1 << 21, "cuda": 1 << 29}
