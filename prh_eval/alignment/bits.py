@@ -59,10 +59,10 @@ class BitCounter:
         self._added += len(rest)
         # No more digits than the counts can have: what would carry beyond them is 0.
         for place in range(self._added.bit_length()):
-            if place == len(self._digits) and rest:
-                self._digits.append(rest.pop(0).clone())
             if not rest:
                 break
+            if place == len(self._digits):
+                self._digits.append(rest.pop(0).clone())
             rest = _carried(self._digits[place], rest)
 
     def counts(self) -> Tensor:
@@ -77,11 +77,12 @@ class BitCounter:
             numbers.append(torch.zeros_like(numbers[0]))
         width = 1
         while len(numbers) > 1 or width not in _TYPES:
-            if len(numbers) > 1:
-                pairs = zip_longest(numbers[::2], numbers[1::2])
-                numbers = [_side_by_side(low, high, width) for low, high in pairs]
-            else:
-                numbers = [_widened(numbers[0], width)]
+            alone = len(numbers) == 1
+            pairs = zip_longest(numbers[::2], numbers[1::2])
+            numbers = [_side_by_side(low, high, width) for low, high in pairs]
+            if alone:
+                # Full fields of w bits add up to a full one of 2w.
+                numbers = [_sums(numbers[0], 2**width + 1)]
             width *= 2
         fields = torch.unflatten(numbers[0].view(_TYPES[width]), -1, (-1, WORD // width))
         # Lanes are in the order of the bits of a field.
@@ -107,11 +108,12 @@ def _carried(digit: Tensor, words: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _side_by_side(low: Tensor, high: Tensor | None, width: int) -> Tensor:
-    """Numbers in fields of w bits and numbers of 2^w times their worth, in fields of 2w bits.
+    """Numbers in fields of w bits and any of 2^w times their worth, in fields of 2w bits.
 
     Both (lanes, ..., m, r); the lanes of the upper halves of fields follow those of the lower.
     """
-    lower = _lower_halves(width)
+    # Of every field of 2w bits the lower w.
+    lower = sum(((1 << width) - 1) << start for start in range(0, WORD, 2 * width))
     odd = low >> width
     odd &= lower
     even = low & lower
@@ -121,31 +123,13 @@ def _side_by_side(low: Tensor, high: Tensor | None, width: int) -> Tensor:
     return torch.cat([even, odd])
 
 
-def _widened(lanes: Tensor, width: int) -> Tensor:
-    """Fields of w bits taken apart into fields of 2w bits, and added up as far as these hold."""
-    lower = _lower_halves(width)
-    # Full fields of w bits add up to a full one of 2w.
-    group = 2**width + 1
-    count, (m, r) = len(lanes), lanes.shape[-2:]
-    result = lanes.new_empty(2 * count, *lanes.shape[1:-2], -(-m // group), r)
-    # The upper halves behind the lower ones: lanes end in the order of the bits.
-    _sums(lanes & lower, group, result[:count])
-    odd = lanes >> width
-    odd &= lower
-    _sums(odd, group, result[count:])
-    return result
-
-
-def _sums(lanes: Tensor, group: int, out: Tensor) -> None:
+def _sums(lanes: Tensor, group: int) -> Tensor:
     """Sums (..., sums, r) of (..., m, r), each of ``group`` of the m at most."""
     m, r = lanes.shape[-2:]
     whole = m // group
+    result = lanes.new_empty(*lanes.shape[:-2], -(-m // group), r)
     grouped = lanes[..., : whole * group, :].view(*lanes.shape[:-2], group, whole, r)
-    torch.sum(grouped, dim=-3, out=out[..., :whole, :])
+    torch.sum(grouped, dim=-3, out=result[..., :whole, :])
     if whole * group < m:
-        torch.sum(lanes[..., whole * group :, :], dim=-2, out=out[..., whole, :])
-
-
-def _lower_halves(width: int) -> int:
-    """Of every field of 2w bits the lower w."""
-    return sum(((1 << width) - 1) << start for start in range(0, WORD, 2 * width))
+        torch.sum(lanes[..., whole * group :, :], dim=-2, out=result[..., whole, :])
+    return result

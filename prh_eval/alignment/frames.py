@@ -127,10 +127,12 @@ class Frame:
             :meth:`single_error`.
         """
         columns = parts(self.rows.dim)
-        if out is None:
-            singles = _empty_parts(index.stop - index.start, self)
-        else:
-            singles = [part[index] for part in out]
+        # Room for one part at a time, where none is to be kept.
+        singles = (
+            _empty_parts(index.stop - index.start, self)
+            if out is None
+            else (part[index] for part in out)
+        )
         if not self.quick:
             d, b = self.centred(index)
             offsets.copy_(b)
@@ -181,10 +183,10 @@ def parts(dim: int) -> list[slice]:
     return [slice(start, min(start + SUMMED, dim)) for start in range(0, dim, SUMMED)]
 
 
-def _empty_parts(count: int, frame: Frame) -> list[Tensor]:
-    """Room for so many rows in float32."""
-    widths = (part.stop - part.start for part in parts(frame.rows.dim))
-    return [frame.mean.new_empty(count, width, dtype=torch.float32) for width in widths]
+def _empty_parts(count: int, frame: Frame) -> Iterator[Tensor]:
+    """Room for so many rows in float32, a part after the other."""
+    for part in parts(frame.rows.dim):
+        yield frame.mean.new_empty(count, part.stop - part.start, dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +206,7 @@ class Single:
     def empty(cls, frame: Frame) -> Single:
         """Of a layer, to be filled."""
         n = len(frame.rows)
-        return cls(_empty_parts(n, frame), frame.mean.new_empty(n))
+        return cls(list(_empty_parts(n, frame)), frame.mean.new_empty(n))
 
 
 def frame(

@@ -32,10 +32,8 @@ def shared_counts(x: Tensor, y: Tensor, n: int, *, each_item: bool = False) -> T
     """
     if x.shape[1] < y.shape[1]:
         return shared_counts(y, x, n, each_item=each_item).transpose(-1, -2)
-    counts = []
-    for layers, found in _words(x, y, n):
-        counts.append(bit_counts(found if each_item else found.flatten(0, 1))[:layers])
-    result = torch.cat(counts)
+    counts = [bit_counts(found if each_item else found.flatten(0, 1)) for found in _words(x, y, n)]
+    result = torch.cat(counts)[: x.shape[1]]
     return result.transpose(0, 1) if each_item else result
 
 
@@ -57,21 +55,21 @@ def shared_counts_in_halves(x: Tensor, y: Tensor, n: int, items: Tensor, first: 
         return shared_counts_in_halves(y, x, n, items, first).transpose(-1, -2)
     near = y.transpose(1, 2).clamp(min=0)
     groups = []
-    for layers, found in _words(x, y, n):
+    for found in _words(x, y, n):
         splits = []
         for half in first:
             mine = half[items]
             same = half.index_select(0, near.flatten()).view(near.shape) == mine[:, None, None]
             inside = torch.where(same, found, 0)
             # What is no neighbour was never found.
-            counts = [bit_counts(inside[rows].flatten(0, 1))[:layers] for rows in (mine, ~mine)]
+            counts = [bit_counts(inside[rows].flatten(0, 1)) for rows in (mine, ~mine)]
             splits.append(torch.stack(counts))
         groups.append(torch.stack(splits))
-    return torch.cat(groups, dim=2)
+    return torch.cat(groups, dim=2)[:, :, : x.shape[1]]
 
 
-def _words(x: Tensor, y: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
-    """For up to 64 layers of x at a time: how many, and which have the neighbours in y.
+def _words(x: Tensor, y: Tensor, n: int) -> Iterator[Tensor]:
+    """For up to 64 layers of x at a time which of them have the neighbours in y.
 
     The words, int64, are of shape (items, width_y, layers_y), and may be overwritten.
     """
@@ -81,11 +79,8 @@ def _words(x: Tensor, y: Tensor, n: int) -> Iterator[tuple[int, Tensor]]:
     if _is_sparse(x.shape[1] * x.shape[2], n):
         numbers_x, numbers_y = _renumbered(numbers_x, numbers_y)
         columns = x.shape[1] * x.shape[2] + 1
-    for start in range(0, x.shape[1], WORD):
-        layers = numbers_x[:, start : start + WORD]
-        table = layer_words(layers, columns)
-        table[:, 0] = 0
-        yield layers.shape[1], table.gather(1, numbers_y.flatten(1)).view(y.shape)
+    for table in layer_tables(numbers_x, columns):
+        yield table.gather(1, numbers_y.flatten(1)).view(y.shape)
 
 
 def shared_counts_bytes(x: int, y: int, n: int) -> int:
@@ -98,6 +93,20 @@ def shared_counts_bytes(x: int, y: int, n: int) -> int:
     """
     edges = max(x, y)
     return 8 * (6 * (x + y) + (edges if _is_sparse(edges, n) else n))
+
+
+def layer_tables(numbers: Tensor, columns: int) -> Iterator[Tensor]:
+    """:func:`layer_words` of up to 64 layers at a time.
+
+    Args:
+        numbers: As for :func:`layer_words`, integers of any type and of any number of layers; 0 is
+            for what is no neighbour, and no layer has it.
+        columns: As for :func:`layer_words`.
+    """
+    for layers in torch.split(numbers, WORD, dim=1):
+        table = layer_words(layers.long(), columns)
+        table[:, 0] = 0
+        yield table
 
 
 def layer_words(neighbors: Tensor, columns: int) -> Tensor:

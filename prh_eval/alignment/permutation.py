@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.bits import WORD, BitCounter
+from prh_eval.alignment.bits import BitCounter
 from prh_eval.alignment.chance import chance_level
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.metrics import check_pair
-from prh_eval.alignment.overlaps import layer_words
+from prh_eval.alignment.overlaps import layer_tables
 
 # Scores that differ by less are equal but for rounding: they are sums of weights over n k.
 _ROUNDING = 1e-12
@@ -300,7 +300,7 @@ def _plain_sums(one: NeighborGraph, k: int) -> tuple[Tensor, Tensor, Tensor]:
     n, c, near = one.n, k / (one.n - 1), one.indices[0]
     incoming = torch.zeros(n, dtype=torch.float64, device=near.device)
     mutual = incoming.new_zeros(())
-    size = _ROW_VALUES.get(near.device.type, _ROW_VALUES["cpu"]) // (k * k)
+    size = _size(_ROW_VALUES, near.device) // (k * k)
     for item in torch.split(torch.arange(n, dtype=near.dtype, device=near.device), size):
         heads = near[int(item[0]) : int(item[-1]) + 1].flatten()
         theirs = near.index_select(0, heads).view(len(item), -1)
@@ -382,14 +382,19 @@ def _draws_at_once(x: NeighborGraph, y: NeighborGraph, k: int) -> int:
     """How many permutations are looked up in some rows of the table together."""
     device = x.indices.device
     words = min(_rows(device), x.n) * min(x.layers, y.layers) * k
-    found = max(1, _LOOKED_UP_BYTES.get(device.type, _LOOKED_UP_BYTES["cpu"]) // (8 * words))
+    found = max(1, _size(_LOOKED_UP_BYTES, device) // (8 * words))
     # The orders themselves, and their inverses, stay within 16 MiB each.
     return min(found, max(1, (1 << 21) // x.n))
 
 
 def _rows(device: torch.device) -> int:
     """How many items' rows of the table of look-ups there are at a time."""
-    return _ADDED * _BESIDE.get(device.type, _BESIDE["cpu"])
+    return _ADDED * _size(_BESIDE, device)
+
+
+def _size(sizes: dict[str, int], device: torch.device) -> int:
+    """The size for a type of device; a CPU's where there is none of its own."""
+    return sizes.get(device.type, sizes["cpu"])
 
 
 def _look_ups(x: Tensor, y: Tensor) -> _Term:
@@ -400,11 +405,7 @@ def _look_ups(x: Tensor, y: Tensor) -> _Term:
     n, layers, k = x.shape
     # Item 0 of n + 1 is for padding, and has no edges.
     heads = (x + 1).transpose(1, 2).flatten(1)
-    tables = []
-    for start in range(0, y.shape[1], WORD):
-        table = layer_words((y[:, start : start + WORD] + 1).long(), n + 1)
-        table[:, 0] = 0
-        tables.append(table)
+    tables = list(layer_tables(y + 1, n + 1))
     rows = _rows(x.device)
     height = rows // _ADDED * k
     starts = torch.arange(rows, dtype=torch.int32, device=x.device)[:, None] * (n + 1)

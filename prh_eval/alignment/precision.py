@@ -1,4 +1,4 @@
-"""Where float64 can be had: everything in this room is ranked and summed in it."""
+"""Where float64 can be had, in which all is ranked and summed, and what is fast beside it."""
 
 from __future__ import annotations
 
