@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, distributed
 
 from prh_eval import lifeline
-from prh_eval.errors import PrhEvalError
+from prh_eval.errors import PrhEvalError, show_error
 from prh_eval.processes import Processes, processes
 
 SAFETY_S = 120
@@ -96,7 +96,7 @@ def _run(scenario: Scenario, rank: int, size: int, port: int, folder: str) -> No
     try:
         scenario(Path(folder), rank)
     except PrhEvalError as error:
-        print(f"prh-eval: error: {error}", file=sys.stderr, flush=True)
+        show_error(error)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -295,7 +295,7 @@ def test_who_does_not_come_is_not_waited_for(came: list[int], missing: str, tmp_
 PROGRAM = """
 import sys
 import torch
-from prh_eval.errors import PrhEvalError
+from prh_eval.errors import PrhEvalError, show_error
 from prh_eval.processes import processes
 
 try:
@@ -308,7 +308,7 @@ try:
         if p.rank == 1 and "fail" in sys.argv:
             raise PrhEvalError("row 5 is NaN")
 except PrhEvalError as error:
-    print(f"prh-eval: error: {error}", file=sys.stderr)
+    show_error(error)
     sys.exit(2)
 """
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -326,7 +326,8 @@ def launch(launcher: tuple[str, ...], folder: Path, *arguments: str) -> tuple[in
         text=True,
         cwd=folder,
         timeout=worlds.SAFETY_S,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
+        # Unbuffered, a line that is not written at once is torn apart by the other process.
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "PYTHONUNBUFFERED": "1"},
     )
     return ended.returncode, ended.stdout, ended.stderr
 
