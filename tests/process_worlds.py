@@ -91,6 +91,8 @@ def _run(scenario: Scenario, rank: int, size: int, port: int, folder: str) -> No
         TORCHELASTIC_USE_AGENT_STORE="True",
     )
     torch.set_num_threads(1)
+    # Tests that were started in the background ignore it, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stderr = os.open(Path(folder) / f"stderr_{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
     try:
