@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.filters import output_error
-from prh_eval.alignment.ordering import kth_largest, largest, reaching, stable_order
+from prh_eval.alignment.ordering import group_maxima, kth_largest, largest, reaching, stable_order
 
 # Neighbours are looked at in groups, by their largest value: in small ones as long as more than so
 # many of a tile are near an item, on average, then in large ones. So many do for a first floor.
@@ -71,7 +71,7 @@ class Candidates:
         # Members of a group are a stride apart, so that their maximum is one of whole rows.
         stride = whole // size
         grouped = torch.unflatten(values.narrow(axis, 0, whole), axis, (size, stride))
-        most = grouped.amax(dim=axis)
+        most = group_maxima(grouped, axis)
         # Comparisons are faster in float32.
         most = (most if items_first else most.T.contiguous()).float()
         if not self._started:

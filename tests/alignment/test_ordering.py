@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prh_eval.alignment import ordering
 from prh_eval.alignment.ordering import (
+    group_maxima,
     kth_largest,
     largest,
     positions,
@@ -42,6 +43,25 @@ def test_short_and_long_rows_are_alike(monkeypatch, name):
         monkeypatch.setattr(ordering, limit, 1)
         for one, other in zip(short, getattr(ordering, name)(values, 7), strict=True):
             assert torch.equal(one, other)
+
+
+@given(
+    st.sampled_from([torch.bfloat16, torch.float32]),
+    st.sampled_from([0, 1]),
+    # Of either sign, with zeros of both, and infinite: groups may have no value above 0.
+    st.lists(
+        st.lists(st.floats(width=16, allow_nan=False), min_size=3, max_size=3),
+        min_size=1,
+        max_size=20,
+    ),
+    st.floats(-2, 2),
+)
+def test_maxima_of_groups_are_those_of_lists(dtype, dim, values, level):
+    x = torch.tensor(values, dtype=torch.float32).sub(level).to(dtype)
+    lists = x.T.tolist() if dim == 0 else x.tolist()
+    found = group_maxima(x, dim)
+    assert found.dtype == dtype
+    assert found.tolist() == [max(group) for group in lists]
 
 
 @given(st.lists(st.lists(st.integers(-(2**60), 2**60), min_size=4, max_size=4), max_size=5))
