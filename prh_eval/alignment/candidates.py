@@ -40,7 +40,7 @@ class Candidates:
     def __init__(
         self, k: int, keep: int, error: Tensor, margin: float, dtype: torch.dtype, near: int
     ) -> None:
-        self._near = near
+        self._near = max(1, near)
         self._k = k
         self._error = error
         self._margin = margin
@@ -65,19 +65,17 @@ class Candidates:
         """
         self._make_room()
         axis = int(items_first)
+        if not self._started:
+            self._start(values, axis)
+        floor = self._floor()
+        if self._many and items_first and values.device.type == "cpu":
+            self._look_at_all(values, floor, offset)
+            return
         count = values.shape[axis]
         size = min(_SMALL if self._many else _LARGE, max(count // _GROUPS, 1))
-        whole = count - count % size
-        # Members of a group are a stride apart, so that their maximum is one of whole rows.
-        stride = whole // size
-        grouped = torch.unflatten(values.narrow(axis, 0, whole), axis, (size, stride))
-        most = group_maxima(grouped, axis)
-        # Comparisons are faster in float32.
-        most = (most if items_first else most.T.contiguous()).float()
-        if not self._started:
-            self._start(most)
-        floor = self._floor()
-        reached = reaching(most, floor)
+        grouped, most = _groups(values, axis, size)
+        whole, stride = size * most.shape[axis], most.shape[axis]
+        reached = reaching(most if items_first else most.T.contiguous(), floor)
         self._many = len(reached) > _NEAR * len(floor)
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
@@ -85,20 +83,29 @@ class Candidates:
             item = some // stride
             group = some - item * stride
             near = grouped[item, :, group] if items_first else grouped[:, group, item].T
-            near = near.float()
             found = reaching(near, floor.index_select(0, item))
             hit = found // size
             index = (found - hit * size) * stride + group.index_select(0, hit) + offset
-            part = (
-                item.index_select(0, hit),
-                index.to(torch.int32),
-                near.reshape(-1).index_select(0, found),
-            )
-            self._waiting.append(part)
-            self._count += len(found)
+            value = near.reshape(-1).index_select(0, found)
+            self._wait(item.index_select(0, hit), index, value)
         if whole < count:
             rest = values.narrow(axis, whole, count - whole)
             self.add(rest, offset + whole, items_first=items_first)
+
+    def _look_at_all(self, values: Tensor, floor: Tensor, offset: int) -> None:
+        """Look at all values of some neighbours, which a CPU does faster than at many groups."""
+        reached, count = reaching(values, floor), values.shape[1]
+        self._many = len(reached) > _NEAR * len(floor)
+        for some in torch.split(reached, self._near):
+            self._make_room()
+            item = some // count
+            value = values.reshape(-1).index_select(0, some)
+            self._wait(item, some - item * count + offset, value)
+
+    def _wait(self, item: Tensor, index: Tensor, value: Tensor) -> None:
+        """Have some found values sorted in later."""
+        self._waiting.append((item, index.to(torch.int32), value.float()))
+        self._count += len(item)
 
     def result(self) -> tuple[Tensor, Tensor, Tensor]:
         """What was gathered.
@@ -116,14 +123,13 @@ class Candidates:
         bound = torch.where(least.isinf(), bound, bound.maximum(dropped))
         return self._indices, wanted, bound
 
-    def _start(self, most: Tensor) -> None:
+    def _start(self, values: Tensor, axis: int) -> None:
         """A first floor: k groups whose largest values are at least this hold k such values."""
         self._started = True
-        enough = max(_GROUPS, 2 * self._k)
-        while most.shape[1] % 2 == 0 and most.shape[1] // 2 >= enough:
-            most = torch.unflatten(most, 1, (2, -1)).amax(dim=1)
-        if most.shape[1] >= self._k:
-            self._raise(kth_largest(most, self._k))
+        size = values.shape[axis] // max(_GROUPS, 2 * self._k)
+        most = _groups(values, axis, max(1, size))[1]
+        if most.shape[axis] >= self._k:
+            self._raise(kth_largest((most if axis else most.T.contiguous()).float(), self._k))
 
     def _raise(self, kth: Tensor) -> None:
         """A new T."""
@@ -182,3 +188,13 @@ class Candidates:
         self._least = self._values[:, -1]
         self._settled = True
         self._raise(self._values[:, self._k - 1])
+
+
+def _groups(values: Tensor, axis: int, size: int) -> tuple[Tensor, Tensor]:
+    """Values in groups of a size, along a dimension before it, and the largest of each group.
+
+    Members of a group are a stride apart, so that their maximum is one of whole rows.
+    """
+    stride = values.shape[axis] // size
+    grouped = torch.unflatten(values.narrow(axis, 0, size * stride), axis, (size, stride))
+    return grouped, group_maxima(grouped, axis)

@@ -14,7 +14,7 @@ from prh_eval.alignment.products import HAS_OUT_DTYPE
 _SUMMING = 2.0**-22
 # The error bounds are computed in floating point themselves, with far less error than this.
 _INFLATED = 1.001
-# Columns are a multiple of what matrix units like, and vectors of a CPU, which have no float16.
+# Columns are a multiple of what matrix units like, and vectors of a CPU.
 _MATRIX_UNITS, _VECTORS = 32, 8
 # Error of rounding to nearest, relative; float16's below its normal range is absolute.
 _ROUNDING = {torch.float32: 0.0, torch.bfloat16: 1.01 * 2.0**-8, torch.float16: 1.01 * 2.0**-11}
@@ -138,7 +138,8 @@ def output_error(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def columns(dim: int, dtype: torch.dtype) -> int:
     """P: columns of a copy."""
-    multiple = _MATRIX_UNITS if dtype == torch.float16 else _VECTORS
+    units = dtype == torch.float16 or (dtype == torch.bfloat16 and cpu_has("amx_tile"))
+    multiple = _MATRIX_UNITS if units else _VECTORS
     return -(-(dim + 2 * _pieces(dtype)) // multiple) * multiple
 
 

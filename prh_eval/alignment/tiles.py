@@ -118,8 +118,10 @@ class SearchPlan:
         values = self.side * min(self.side, self.n)
         product = values * 4 + 2 * self.side * columns(self.dim, self.dtype) * 4
         # The first tile has the most to sort: groups that reach the floor, and their members.
-        sorting = self.side * (self.keep + 16) * 180 + 96 * min(self.near, values)
-        sorting += 2 * values
+        sorting = self.side * (self.keep + 16) * 180
+        near = min(self.near, values)
+        # On a CPU all values may be looked at rather than groups: a position of each that ties.
+        sorting += max(96 * near, 32 * near + 8 * values * (self.device == "cpu")) + 2 * values
         # The last that was gathered may be kept beside, as much again.
         ranking = 2 * self.side * self.keep * 120
         rows = 8 * self.side * self.dim

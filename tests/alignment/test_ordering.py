@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -79,22 +81,36 @@ def test_positions_are_those_in_a_flat_list(mask):
     assert found.dtype == torch.int64
 
 
+@given(st.data(), st.sampled_from([8, 100, 128, 1024]))
+def test_positions_where_few_are_true(data, size):
+    expected = sorted(data.draw(st.sets(st.integers(0, size - 1), max_size=size // 16)))
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[expected] = True
+    for shape in ((-1, 4), (2, -1)):
+        assert positions(mask.reshape(shape)).tolist() == expected
+
+
 @given(
-    st.lists(st.lists(st.integers(-2, 2), min_size=3, max_size=3), max_size=30),
-    st.integers(-2, 3),
+    st.data(),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    # Rows of eight are looked at eight at a time where few reach.
+    st.sampled_from([3, 8]),
+    st.sampled_from([0.0, 1.0, 5.0]),
 )
-def test_what_reaches_a_floor_is_what_is_not_below_it(values, floor):
-    floors = [floor + row % 2 for row in range(len(values))]
+def test_what_reaches_a_floor_is_what_is_not_below_it(data, dtype, columns, level):
+    number = st.one_of(st.sampled_from([-1.0, -0.0, 0.0, 1.0, -math.inf]), st.floats(-3, 3))
+    rows = data.draw(st.lists(st.lists(number, min_size=columns, max_size=columns), max_size=20))
+    floors = data.draw(st.lists(st.floats(-3, 3), min_size=len(rows), max_size=len(rows)))
+    values = torch.tensor(rows, dtype=dtype).reshape(-1, columns)
+    floor = (torch.tensor(floors, dtype=torch.float32) + level).to(dtype).float()
     expected = [
-        3 * row + column
-        for row, least in enumerate(floors)
-        for column in range(3)
-        if values[row][column] >= least
+        columns * row + column
+        for row, (numbers, least) in enumerate(zip(values.tolist(), floor.tolist(), strict=True))
+        for column in range(columns)
+        if numbers[column] >= least
     ]
-    found = reaching(
-        torch.tensor(values, dtype=torch.float32).reshape(-1, 3),
-        torch.tensor(floors, dtype=torch.float32),
-    )
+    found = reaching(values, floor)
+    assert reaching(values.T.contiguous().T, floor).tolist() == expected
     assert found.tolist() == expected
 
 
