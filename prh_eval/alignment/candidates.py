@@ -126,10 +126,11 @@ class Candidates:
     def _start(self, values: Tensor, axis: int) -> None:
         """A first floor: k groups whose largest values are at least this hold k such values."""
         self._started = True
-        size = values.shape[axis] // max(_GROUPS, 2 * self._k)
-        most = _groups(values, axis, max(1, size))[1]
+        most = values
+        while (size := most.shape[axis] // max(_GROUPS, 2 * self._k)) > 1:
+            most = _groups(most, axis, min(size, _LARGE))[1]
         if most.shape[axis] >= self._k:
-            self._raise(kth_largest((most if axis else most.T.contiguous()).float(), self._k))
+            self._raise(kth_largest((most if axis else most.T).contiguous().float(), self._k))
 
     def _raise(self, kth: Tensor) -> None:
         """A new T."""
