@@ -20,7 +20,7 @@ from prh_eval.alignment.graph import GRAPH_VERSION, NeighborGraph
 from prh_eval.alignment.preprocess import Protocol, validate_features
 from prh_eval.alignment.preprocess import protocol as named_protocol
 from prh_eval.alignment.report import Report, report
-from prh_eval.alignment.tiles import plan_search
+from prh_eval.alignment.tiles import least_memory, plan_search
 from prh_eval.artifacts import different_data, protocol_of, same_data
 from prh_eval.errors import PrhEvalError
 from prh_eval.features.files import named_features
@@ -164,9 +164,7 @@ def align_files(
         else _of_features(source, content, graph_k, rule, folder, processes, progress)
         for source, content in zip((x, y), contents, strict=True)
     ]
-    for each in prepared:
-        if isinstance(each, _Unmade):
-            _check_memory(each, memory_bytes, processes)
+    _check_memory([each for each in prepared if isinstance(each, _Unmade)], memory_bytes, processes)
     side_x, side_y = (
         _made(each, memory_bytes, processes, progress) if isinstance(each, _Unmade) else each
         for each in prepared
@@ -346,17 +344,14 @@ def _of_features(
     return unmade
 
 
-def _check_memory(unmade: _Unmade, memory_bytes: int | None, processes: Processes) -> None:
-    """Refuse memory that is too small for the search of any layer."""
-    for width in {*unmade.features.widths}:
-        plan_search(
-            _items(unmade.features),
-            width,
-            unmade.graph_k,
-            memory_bytes=memory_bytes,
-            device=processes.device,
-            processes=processes.world_size,
-        )
+def _check_memory(unmade: list[_Unmade], memory_bytes: int | None, processes: Processes) -> None:
+    """Refuse memory that is too small for the search of any layer, for what needs most."""
+    device, count = processes.device, processes.world_size
+    widths = {width for each in unmade for width in each.features.widths}
+    if widths:
+        n, k = _items(unmade[0].features), unmade[0].graph_k
+        worst = max(widths, key=lambda width: least_memory(n, width, k, device, count))
+        plan_search(n, worst, k, memory_bytes=memory_bytes, device=device, processes=count)
 
 
 def _fingerprint(

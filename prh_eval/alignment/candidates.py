@@ -35,12 +35,22 @@ class Candidates:
         margin: How much below the k-th largest a true value may be and still be wanted.
         dtype: Type of the values.
         near: How many values of groups that reach the floor are looked at together.
+        at_once: Whether all neighbours come at once, so that nothing has to wait for others.
     """
 
     def __init__(
-        self, k: int, keep: int, error: Tensor, margin: float, dtype: torch.dtype, near: int
+        self,
+        k: int,
+        keep: int,
+        error: Tensor,
+        margin: float,
+        dtype: torch.dtype,
+        near: int,
+        *,
+        at_once: bool = False,
     ) -> None:
         self._near = max(1, near)
+        self._at_once = at_once
         self._k = k
         self._error = error
         self._margin = margin
@@ -63,26 +73,31 @@ class Candidates:
             offset: Number of the first of these neighbours.
             items_first: Which of the two shapes.
         """
-        self._make_room()
-        axis = int(items_first)
         if not self._started:
-            self._start(values, axis)
+            self._start(values, int(items_first))
         floor = self._floor()
         if self._many and items_first and values.device.type == "cpu":
             self._look_at_all(values, floor, offset)
-            return
+        else:
+            self._look_at_groups(values, floor, offset, int(items_first))
+        if not self._at_once:
+            # As others are looked at before these are again.
+            self._make_room()
+
+    def _look_at_groups(self, values: Tensor, floor: Tensor, offset: int, axis: int) -> None:
+        """Look at the members of groups whose largest value reaches the floor."""
         count = values.shape[axis]
         size = min(_SMALL if self._many else _LARGE, max(count // _GROUPS, 1))
         grouped, most = _groups(values, axis, size)
         whole, stride = size * most.shape[axis], most.shape[axis]
-        reached = reaching(most if items_first else most.T.contiguous(), floor)
+        reached = reaching(most if axis else most.T.contiguous(), floor)
         self._many = len(reached) > _NEAR * len(floor)
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
             self._make_room()
             item = some // stride
             group = some - item * stride
-            near = grouped[item, :, group] if items_first else grouped[:, group, item].T
+            near = grouped[item, :, group] if axis else grouped[:, group, item].T
             found = reaching(near, floor.index_select(0, item))
             hit = found // size
             index = (found - hit * size) * stride + group.index_select(0, hit) + offset
@@ -90,7 +105,7 @@ class Candidates:
             self._wait(item.index_select(0, hit), index, value)
         if whole < count:
             rest = values.narrow(axis, whole, count - whole)
-            self.add(rest, offset + whole, items_first=items_first)
+            self._look_at_groups(rest, floor, offset + whole, axis)
 
     def _look_at_all(self, values: Tensor, floor: Tensor, offset: int) -> None:
         """Look at all values of some neighbours, which a CPU does faster than at many groups."""

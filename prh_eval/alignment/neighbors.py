@@ -109,7 +109,7 @@ def neighbor_graph(
             if progress:
                 progress(len(layers))
     width = max(indices.shape[1] for indices, _ in layers)
-    _check_width(width, n * len(layers), plan)
+    _check_width(width, n * len(layers), plan.k, plan.memory_bytes)
     indices, tied = zip(*(widened(layer, width) for layer in layers), strict=True)
     return NeighborGraph(torch.stack(indices), torch.stack(tied), k)
 
@@ -220,7 +220,7 @@ def _ranked(layer: Frame, plan: SearchPlan, items: slice | Tensor) -> Found:
         nearness.scatter_(1, (chosen % plan.n)[:, None], -torch.inf)
         found = nearest(nearness, plan.k, TIE_TOLERANCE * layer.scale)[:2]
         if found[0].shape[1] > indices.shape[1]:
-            _check_width(found[0].shape[1], plan.n, plan)
+            _check_width(found[0].shape[1], len(layer.rows), plan.k, plan.tied_bytes)
             indices, tied = widened((indices, tied), found[0].shape[1])
         indices[rows], tied[rows] = widened(found, indices.shape[1])
     return indices, tied
@@ -258,13 +258,13 @@ def _compared(layer: Frame, index: slice | Tensor) -> tuple[Tensor, Tensor | Non
     return layer.centred(index)
 
 
-def _check_width(width: int, rows: int, plan: SearchPlan) -> None:
+def _check_width(width: int, rows: int, k: int, room: int) -> None:
     """Refuse ties that would make rows too long for memory: all are as long as the longest."""
     # An index and a tie, before and after rows are joined.
     size = 2 * 5 * rows * width
-    if width > 2 * plan.k and size > plan.memory_bytes:
+    if width > 2 * k and size > room:
         raise PrhEvalError(
-            f"an item has {width} neighbours that tie for its {plan.k} nearest, and {rows} rows so "
-            f"long would take {size / 1e9:.2f} GB where {plan.memory_bytes / 1e9:.2f} GB are "
-            "allowed; items that repeat should be removed, or a larger memory be set"
+            f"an item has {width} neighbours that tie for its {k} nearest, and {rows} rows so long "
+            f"would take {size / 1e9:.2f} GB where {max(0, room) / 1e9:.2f} GB are left for them; "
+            "items that repeat should be removed, or a larger memory be set"
         )

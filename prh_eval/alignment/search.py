@@ -90,7 +90,15 @@ def _gathered(
     products, turned = Products(matrix), partial(turn, dim=layer.rows.dim)
     sides = list(layer.rows.blocks(plan.side, 0, len(matrix)))
     candidates = [
-        Candidates(plan.k, plan.keep, error[side], margin, products.dtype, plan.near)
+        Candidates(
+            plan.k,
+            plan.keep,
+            error[side],
+            margin,
+            products.dtype,
+            plan.near,
+            at_once=len(sides) == sharing.world_size == 1,
+        )
         for side in sides
     ]
     failure = None

@@ -43,6 +43,9 @@ _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
 _NEAR_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Similarities that are ranked in float64 at a time, unless a row has more.
 _RANKED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
+# Powers of 2, in bytes, that all of these are in proportion to: from where little memory is left to
+# where they are as above.
+_PIECES = {"cpu": (22, 29), "cuda": (22, 36)}
 # What a tile takes from the system, in units of what is in use at once: gaps that the C library's
 # allocator leaves between what is freed and what is made were seen to add up to half.
 _GAPS = {"cpu": 1.75, "cuda": 1.0}
@@ -62,6 +65,7 @@ class SearchPlan:
         side: Items on either side of a tile.
         block: Rows that are made float64 at a time.
         memory_bytes: What the search may take.
+        pieces: What the sizes of pieces of work are in proportion to, in bytes.
         held: Whether the whole layer is held: in float64 where all similarities are ranked, and
             in float32 where candidates are.
         loaded: Whether the layer is moved, as it is stored, to where it is searched.
@@ -79,6 +83,7 @@ class SearchPlan:
     side: int
     block: int
     memory_bytes: int
+    pieces: int = 1 << 36
     held: bool = False
     loaded: bool = False
     loading_bytes: int = 0
@@ -91,19 +96,30 @@ class SearchPlan:
         items = self.layers * self.n
         share = -(-items // self.processes)
         # Neighbours with their ties, of a tile and joined.
-        size = 2 * 5 * items * (self.k + 1)
-        if self.held:
-            exact = self.dtype == torch.float64
-            size += (8 * self.dim if exact else 4 * self.dim + 16) * items
-        if self.loaded:
-            size += self.layers * self.loading_bytes
+        size = 2 * 5 * items * (self.k + 1) + self._kept_bytes
         if self.dtype == torch.float64:
             return size
+        if self.held:
+            size += (4 * self.dim + 16) * items
         # The copy, and what is sent and received where there are others.
         copies = 1 if self.processes == 1 else 3
         size += copies * share * columns(self.dim, self.dtype) * self.dtype.itemsize
         # Statistics and bounds; candidates, and found values that wait to be sorted in.
         return size + share * (100 + 8 * self.keep + 16 * 16)
+
+    @property
+    def _kept_bytes(self) -> int:
+        """What is held to the end: the layer where it was moved to, or in float64."""
+        size = self.layers * self.loading_bytes if self.loaded else 0
+        if self.held and self.dtype == torch.float64:
+            size += 8 * self.dim * self.layers * self.n
+        return size
+
+    @property
+    def tied_bytes(self) -> int:
+        """What is left for neighbours while items are ranked, candidates being done with."""
+        ranking = self._making_bytes + self._ranking_bytes
+        return self.memory_bytes - self._kept_bytes - math.ceil(_GAPS[self.device] * ranking)
 
     @property
     def tile_bytes(self) -> int:
@@ -112,7 +128,7 @@ class SearchPlan:
 
     @property
     def _live_bytes(self) -> int:
-        making = 6 * 8 * self.block * self.dim
+        making = self._making_bytes
         if self.dtype == torch.float64:
             return making + self._ranking_bytes
         values = self.side * min(self.side, self.n)
@@ -130,14 +146,18 @@ class SearchPlan:
         return making + max(product + 2 * sorting, ranking + rows + pairs, self._ranking_bytes)
 
     @property
+    def _making_bytes(self) -> int:
+        return 6 * 8 * self.block * self.dim
+
+    @property
     def near(self) -> int:
         """Values of a tile that are looked at one by one together, at most."""
-        return min(_NEAR_VALUES[self.device], self.memory_bytes // (8 * 128))
+        return min(_NEAR_VALUES[self.device], self.pieces // (8 * 128))
 
     @property
     def ranked(self) -> int:
         """Items whose similarities to all others are ranked in float64 together."""
-        values = min(_RANKED_VALUES[self.device], self.memory_bytes // (8 * 64))
+        values = min(_RANKED_VALUES[self.device], self.pieces // (8 * 64))
         rows = max(1, min(self.layers * self.n, values // self.n))
         # Whole layers, where that many are.
         return rows if rows < self.n else rows - rows % self.n
@@ -157,7 +177,7 @@ class SearchPlan:
     @property
     def pairs(self) -> int:
         """Pairs whose exact similarities are computed together, unless one item has more."""
-        values = min(_PAIR_VALUES[self.device], self.memory_bytes // (8 * 24))
+        values = min(_PAIR_VALUES[self.device], self.pieces // (8 * 24))
         return values // self.dim
 
     @property
@@ -202,6 +222,37 @@ def plan_search(
     device = torch.device(device)
     if memory_bytes is None:
         memory_bytes = _free_bytes(device) // 2 if device.type == "cuda" else _MEMORY_BYTES
+    first = _first(n, dim, k, device, processes, loading_bytes, memory_bytes)
+    least, most = _PIECES[first.device]
+    fits = max(least, min(most, memory_bytes.bit_length() - 1))
+    for exponent in range(fits, least - 1, -1):
+        for plan in _smaller_and_smaller(_in_pieces(first, 1 << exponent)):
+            if plan.peak_bytes <= memory_bytes:
+                return plan
+    raise PrhEvalError(
+        f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least "
+        f"{_megabytes(_least_bytes(first))} of memory, where {memory_bytes:,} bytes are allowed; a "
+        "larger memory should be set"
+    )
+
+
+def least_memory(
+    n: int, dim: int, k: int, device: torch.device | str = "cpu", processes: int = 1
+) -> int:
+    """The memory, in bytes, below which :func:`plan_search` refuses the same search."""
+    return _least_bytes(_first(n, dim, k, torch.device(device), processes, 0, 0))
+
+
+def _first(
+    n: int,
+    dim: int,
+    k: int,
+    device: torch.device,
+    processes: int,
+    loading_bytes: int,
+    memory_bytes: int,
+) -> SearchPlan:
+    """The search in the largest tiles."""
     kind = device.type if device.type in _SIDES else "cpu"
     keep = min(k + max(_SPARE, k // 2), n - 1)
     exact = (
@@ -209,34 +260,31 @@ def plan_search(
         or (dim <= _NARROW and n <= _EXACT_NARROW)
         or fastest_dtype(device) == torch.float64
     )
-    share = -(-n // processes)
-    side = min(_SIDES[kind], share)
-    largest = SearchPlan(
+    return SearchPlan(
         device=kind,
         n=n,
         dim=dim,
         k=k,
         dtype=torch.float64 if exact else fastest_dtype(device),
         keep=keep,
-        side=side,
+        side=min(_SIDES[kind], -(-n // processes)),
         block=1,
         memory_bytes=memory_bytes,
         loading_bytes=loading_bytes,
         processes=processes,
     )
-    while True:
-        values = min(_BLOCK_VALUES[kind], largest.memory_bytes // (8 * 64))
-        largest = replace(largest, block=min(max(1, values // dim), share))
-        for plan in _smaller_and_smaller(largest):
-            if plan.peak_bytes <= largest.memory_bytes:
-                if largest.memory_bytes == memory_bytes:
-                    return plan
-                raise PrhEvalError(
-                    f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least "
-                    f"{_megabytes(largest.memory_bytes)} of memory, where {memory_bytes:,} bytes "
-                    "are allowed; a larger memory should be set"
-                )
-        largest = replace(largest, memory_bytes=math.ceil(1.02 * largest.memory_bytes) + 10**6)
+
+
+def _in_pieces(plan: SearchPlan, pieces: int) -> SearchPlan:
+    """The same search with its work in pieces for so many bytes."""
+    values = min(_BLOCK_VALUES[plan.device], pieces // (8 * 64))
+    block = min(max(1, values // plan.dim), -(-plan.n // plan.processes))
+    return replace(plan, pieces=pieces, block=block)
+
+
+def _least_bytes(first: SearchPlan) -> int:
+    plans = _smaller_and_smaller(_in_pieces(first, 1 << _PIECES[first.device][0]))
+    return min(plan.peak_bytes for plan in plans)
 
 
 def _smaller_and_smaller(largest: SearchPlan) -> Iterator[SearchPlan]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from prh_eval.alignment.neighbors import layer_neighbors, neighbor_graph
 from prh_eval.alignment.products import Products
 from prh_eval.alignment.rows import Rows
 from prh_eval.alignment.sharing import ALONE
-from prh_eval.alignment.tiles import SearchPlan, plan_search
+from prh_eval.alignment.tiles import SearchPlan, least_memory, plan_search
 from prh_eval.errors import PrhEvalError
 
 SIMILARITIES = ["cosine", "euclidean"]
@@ -337,11 +338,11 @@ def test_out_of_memory_elsewhere_begins_again(monkeypatch, caplog, place):
     x = features("isotropic", 300, 24)
     real, calls = getattr(search, place), []
 
-    def once(*given):
+    def once(*given, **options):
         calls.append(place)
         if len(calls) == 2:
             raise MemoryError
-        return real(*given)
+        return real(*given, **options)
 
     monkeypatch.setattr(search, place, once)
     if place == "_copy":
@@ -407,13 +408,38 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
         found(features("isotropic", 300, 24), "cosine", plan(300, 24, 10))
 
 
+def needed(n: int, dim: int, k: int, memory: int, **changes: Any) -> int:
+    """The megabytes that a refusal asks for."""
+    with pytest.raises(PrhEvalError, match=rf"{n} items in {dim} dimensions take at least") as e:
+        plan_search(n, dim, k, memory_bytes=memory, **changes)
+    return int(str(e.value).split("at least ")[1].split(" MB")[0].replace(",", ""))
+
+
 def test_too_little_memory_says_how_much_is_needed():
-    with pytest.raises(
-        PrhEvalError, match=r"5000 items in 64 dimensions take at least (\S+) MB"
-    ) as e:
+    with pytest.raises(PrhEvalError, match=r"5000 items in 64 dimensions take at least (\S+) MB"):
         neighbor_graph([torch.randn(5000, 64)], 10, similarity="euclidean", memory_bytes=1 << 20)
-    needed = int(str(e.value).split("at least ")[1].split(" MB")[0].replace(",", ""))
-    assert plan_search(5000, 64, 10, memory_bytes=needed * 10**6).peak_bytes <= needed * 10**6
+    enough = needed(5000, 64, 10, 1 << 20) * 10**6
+    neighbor_graph([torch.randn(5000, 64)], 10, similarity="euclidean", memory_bytes=enough)
+
+
+@given(
+    st.integers(300, 10**6),
+    st.integers(1, 8192),
+    st.integers(1, 150),
+    st.sampled_from(["cpu", "cuda"]),
+    st.integers(1, 8),
+    st.floats(0, 1),
+    st.floats(1, 20),
+)
+def test_what_is_needed_is_enough_and_less_is_not(n, dim, k, device, processes, less, more):
+    where = {"device": device, "processes": processes}
+    enough = needed(n, dim, k, 1, **where) * 10**6
+    least = least_memory(n, dim, k, **where)
+    assert enough - 10**6 < least <= enough
+    # Whatever is asked for, the same is needed; and never more than what does.
+    assert needed(n, dim, k, int(less * (least - 1)), **where) * 10**6 == enough
+    for memory in (least, enough, int(more * enough)):
+        assert plan_search(n, dim, k, memory_bytes=memory, **where).peak_bytes <= memory
 
 
 @pytest.mark.parametrize("memory", [30, 60, 100, 1000, 10000])
@@ -441,9 +467,29 @@ def test_half_of_what_a_gpu_has_free_is_taken(monkeypatch):
         plan_search(100_000, 64, 10, device="cuda")
 
 
-def test_ties_that_would_fill_memory_are_one_sentence():
+@pytest.mark.parametrize("dtype", PRECISIONS[:-1])
+def test_what_waits_is_sorted_in_before_others_are_looked_at(monkeypatch, dtype):
+    """Else it would add up over all sides of the tiles."""
+    x = features("isotropic", 700, 20)
+    x[7] *= 1e3  # so that nearly nothing is told apart
+    real, looked_at = Candidates.add, set()
+
+    def add(self, *args, **options):
+        real(self, *args, **options)
+        assert self._count <= 8 * len(self._values)
+        looked_at.add(id(self))
+
+    monkeypatch.setattr(Candidates, "add", add)
+    got = found(x, "euclidean", plan(700, 20, 10, dtype=dtype))
+    np.testing.assert_array_equal(dense(got, 10)[0], brute(x, "euclidean", 10))
+    assert len(looked_at) >= 11
+
+
+# The second would hold the rows of ties alone, but not with what is ranked beside them.
+@pytest.mark.parametrize("memory", [4 << 20, 11 << 20])
+def test_ties_that_would_fill_memory_are_one_sentence(memory):
     x = torch.zeros(1000, 4)
-    how = plan(1000, 4, 10, memory_bytes=4 << 20)
+    how = plan(1000, 4, 10, memory_bytes=memory)
     with pytest.raises(PrhEvalError, match=r"an item has 999 neighbours that tie for its 10"):
         found(x, "euclidean", how)
 
