@@ -331,6 +331,17 @@ def test_an_output_that_is_an_input_is_refused(
     assert output.read_bytes() == before
 
 
+def test_an_output_behind_a_link_to_nowhere_is_refused_at_once(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "nowhere" / "all.json")
+    assert main(["align", *files, "--k", "3", "--output", str(link)]) == 2
+    captured = capsys.readouterr()
+    assert f"is in {tmp_path / 'nowhere'}, which is no folder" in captured.err
+    assert captured.out == ""
+
+
 def test_an_output_in_a_folder_that_cannot_be_written_is_refused_at_once(
     files: tuple[str, str],
     tmp_path: Path,

@@ -147,6 +147,7 @@ def test_wrong_input_is_one_sentence(
         ("--gpus", "0", "should be a number from 1"),
         ("--memory", "2XB", "should be a number of bytes, as 2GB"),
         ("--memory", "0", "should be a number of bytes, as 2GB"),
+        ("--memory", "1e999", "should be a number of bytes, as 2GB"),
         ("--efficiency", "1.5", "above 0 and at most 1"),
         ("--efficiency", "0", "above 0 and at most 1"),
         ("--efficiency", "-1", "above 0 and at most 1"),
@@ -178,6 +179,7 @@ def test_sizes_are_read_in_both_systems() -> None:
         ("64", 64),
         ("1KiB", 1024),
         ("2TB", 2 * 10**12),
+        ("5e8", 5 * 10**8),
     ):
         assert parse(["plan", *MILLION, "--memory", text]).memory == size
 

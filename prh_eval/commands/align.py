@@ -257,10 +257,11 @@ def _check_output(output: Path, *inputs: str) -> None:
     for path in map(Path, inputs):
         if output.exists() and path.expanduser().exists() and output.samefile(path.expanduser()):
             raise PrhEvalError(f"--output {output} is the input {path}; it should be another file")
-    if output.is_dir() or not output.parent.is_dir():
-        kind = "is a folder" if output.is_dir() else f"is in {output.parent}, which is no folder"
+    parent = (output.resolve() if output.is_symlink() else output).parent
+    if output.is_dir() or not parent.is_dir():
+        kind = "is a folder" if output.is_dir() else f"is in {parent}, which is no folder"
         raise PrhEvalError(f"--output {output} {kind}; it should be a file in a folder")
-    place = output if _in_place(output) else output.resolve().parent
+    place = output if _in_place(output) else parent
     if not os.access(place, os.W_OK):
         raise PrhEvalError(f"--output {output} cannot be written: {place} is not writable")
 

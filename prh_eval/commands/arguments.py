@@ -40,8 +40,8 @@ _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", 1)}
 
 
 def size(text: str) -> int:
-    """A number of bytes, as ``2GB`` or ``1.5 GiB``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]*)", text.strip().lower())
+    """A number of bytes, as ``2GB``, ``1.5 GiB`` or ``2e9``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d{1,2})?) ?([a-z]*)", text.strip().lower())
     if found is None or found[2].upper() not in _UNITS or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text!r} should be a number of bytes, as 2GB or 512MiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])
