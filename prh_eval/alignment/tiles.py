@@ -43,8 +43,8 @@ _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
 _NEAR_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 # Similarities that are ranked in float64 at a time, unless a row has more.
 _RANKED_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
-# Powers of 2, in bytes, that all of these are in proportion to: from where memory is scarce (smaller
-# pieces leave gaps in what the C library holds) to where they are as above.
+# Powers of 2, in bytes, that all of these are in proportion to: from where memory is scarce (still
+# smaller pieces leave gaps in what the C library holds) to where they are as above.
 _PIECES = {"cpu": (26, 29), "cuda": (26, 36)}
 # What a tile takes from the system, in units of what is in use at once: gaps that the C library's
 # allocator leaves between what is freed and what is made were seen to add up to half.
