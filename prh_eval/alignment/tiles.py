@@ -65,13 +65,13 @@ class SearchPlan:
         side: Items on either side of a tile.
         block: Rows that are made float64 at a time.
         memory_bytes: What the search may take.
-        pieces: What the sizes of pieces of work are in proportion to, in bytes.
         held: Whether the whole layer is held: in float64 where all similarities are ranked, and
             in float32 where candidates are.
         loaded: Whether the layer is moved, as it is stored, to where it is searched.
         loading_bytes: What that takes; 0 where it is there already.
         processes: How many processes share the items.
         layers: How many layers are searched together, as one tile.
+        pieces: What the sizes of pieces of work are in proportion to, in bytes.
     """
 
     device: str
@@ -83,12 +83,12 @@ class SearchPlan:
     side: int
     block: int
     memory_bytes: int
-    pieces: int = 1 << 36
     held: bool = False
     loaded: bool = False
     loading_bytes: int = 0
     processes: int = 1
     layers: int = 1
+    pieces: int = 1 << 36
 
     @property
     def resident_bytes(self) -> int:
