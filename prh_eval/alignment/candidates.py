@@ -34,7 +34,7 @@ class Candidates:
         error: float64, shape (items,): how far a value may be off.
         margin: How much below the k-th largest a true value may be and still be wanted.
         dtype: Type of the values.
-        near: How many values of groups that reach the floor are looked at together.
+        near: How many values that are near enough are looked at together.
         at_once: Whether all neighbours come at once, so that nothing has to wait for others.
     """
 
@@ -49,7 +49,7 @@ class Candidates:
         *,
         at_once: bool = False,
     ) -> None:
-        self._near = max(1, near)
+        self._near = near
         self._at_once = at_once
         self._k = k
         self._error = error

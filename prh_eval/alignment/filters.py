@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.frames import SUMMED, Frame, Single
-from prh_eval.alignment.precision import cpu_has, single_dtype
+from prh_eval.alignment.precision import cpu_has, cpu_has_units, single_dtype
 from prh_eval.alignment.products import HAS_OUT_DTYPE
 
 # Relative error of a sum of products in float32, a term: in any order, truncated rather than
@@ -138,8 +138,7 @@ def output_error(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def columns(dim: int, dtype: torch.dtype) -> int:
     """P: columns of a copy."""
-    units = dtype == torch.float16 or (dtype == torch.bfloat16 and cpu_has("amx_tile"))
-    multiple = _MATRIX_UNITS if units else _VECTORS
+    multiple = _MATRIX_UNITS if dtype == torch.float16 or cpu_has_units(dtype) else _VECTORS
     return -(-(dim + 2 * _pieces(dtype)) // multiple) * multiple
 
 

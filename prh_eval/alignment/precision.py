@@ -20,6 +20,11 @@ def single_dtype() -> torch.dtype:
     return torch.float32 if exact else torch.float64
 
 
+def cpu_has_units(dtype: torch.dtype) -> bool:
+    """Whether the processor multiplies matrices of a type in units that are made for it."""
+    return dtype == torch.bfloat16 and cpu_has("amx_tile")
+
+
 def cpu_has(*names: str) -> bool:
     """Whether the processor has any of these sets of instructions, as torch names them."""
     return any(bool(getattr(torch.cpu, f"_is_{name}_supported", bool)()) for name in names)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.precision import cpu_has
+from prh_eval.alignment.precision import cpu_has_units
 
 # Whether a product of float16 can be had in float32 (torch 2.8, on CUDA).
 HAS_OUT_DTYPE = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
@@ -80,7 +80,7 @@ def write_symmetric_products(
         turned: Makes the other side of some rows.
     """
     n = out.shape[1]
-    if out.device.type != "cpu" or (x.dtype == torch.bfloat16 and cpu_has("amx_tile")):
+    if out.device.type != "cpu" or cpu_has_units(x.dtype):
         left, right, products = (torch.unflatten(part, 0, (-1, n)) for part in (x, turned(x), out))
         torch.bmm(left, right.mT, out=products)
         return

@@ -222,17 +222,21 @@ def plan_search(
     device = torch.device(device)
     if memory_bytes is None:
         memory_bytes = _free_bytes(device) // 2 if device.type == "cuda" else _MEMORY_BYTES
-    first = _first(n, dim, k, device, processes, loading_bytes, memory_bytes)
+    first = replace(
+        _first(n, dim, k, device, processes),
+        memory_bytes=memory_bytes,
+        loading_bytes=loading_bytes,
+    )
     least, most = _PIECES[first.device]
     fits = max(least, min(most, memory_bytes.bit_length() - 1))
     for exponent in range(fits, least - 1, -1):
         for plan in _smaller_and_smaller(_in_pieces(first, 1 << exponent)):
             if plan.peak_bytes <= memory_bytes:
                 return plan
+    needed = _megabytes(least_memory(n, dim, k, device, processes))
     raise PrhEvalError(
-        f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least "
-        f"{_megabytes(_least_bytes(first))} of memory, where {memory_bytes:,} bytes are allowed; a "
-        "larger memory should be set"
+        f"the {k} nearest neighbours of {n} items in {dim} dimensions take at least {needed} of "
+        f"memory, where {memory_bytes:,} bytes are allowed; a larger memory should be set"
     )
 
 
@@ -240,19 +244,13 @@ def least_memory(
     n: int, dim: int, k: int, device: torch.device | str = "cpu", processes: int = 1
 ) -> int:
     """The memory, in bytes, below which :func:`plan_search` refuses the same search."""
-    return _least_bytes(_first(n, dim, k, torch.device(device), processes, 0, 0))
+    first = _first(n, dim, k, torch.device(device), processes)
+    plans = _smaller_and_smaller(_in_pieces(first, 1 << _PIECES[first.device][0]))
+    return min(plan.peak_bytes for plan in plans)
 
 
-def _first(
-    n: int,
-    dim: int,
-    k: int,
-    device: torch.device,
-    processes: int,
-    loading_bytes: int,
-    memory_bytes: int,
-) -> SearchPlan:
-    """The search in the largest tiles."""
+def _first(n: int, dim: int, k: int, device: torch.device, processes: int) -> SearchPlan:
+    """The search in the largest tiles, of what is stored where it is searched."""
     kind = device.type if device.type in _SIDES else "cpu"
     keep = min(k + max(_SPARE, k // 2), n - 1)
     exact = (
@@ -269,8 +267,7 @@ def _first(
         keep=keep,
         side=min(_SIDES[kind], -(-n // processes)),
         block=1,
-        memory_bytes=memory_bytes,
-        loading_bytes=loading_bytes,
+        memory_bytes=0,
         processes=processes,
     )
 
@@ -280,11 +277,6 @@ def _in_pieces(plan: SearchPlan, pieces: int) -> SearchPlan:
     values = min(_BLOCK_VALUES[plan.device], pieces // (8 * 64))
     block = min(max(1, values // plan.dim), -(-plan.n // plan.processes))
     return replace(plan, pieces=pieces, block=block)
-
-
-def _least_bytes(first: SearchPlan) -> int:
-    plans = _smaller_and_smaller(_in_pieces(first, 1 << _PIECES[first.device][0]))
-    return min(plan.peak_bytes for plan in plans)
 
 
 def _smaller_and_smaller(largest: SearchPlan) -> Iterator[SearchPlan]:

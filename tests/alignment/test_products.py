@@ -29,7 +29,7 @@ def test_symmetric_products_are_products(n, dim, dtype):
 
 @pytest.mark.parametrize("units", [True, False])
 def test_symmetric_products_with_and_without_matrix_units(monkeypatch, units):
-    monkeypatch.setattr(products, "cpu_has", lambda *_: units)
+    monkeypatch.setattr(products, "cpu_has_units", lambda *_: units)
     g = torch.Generator().manual_seed(0)
     x = torch.randint(-3, 4, (600, 20), generator=g).bfloat16()
     out = torch.full((600, 300), torch.nan, dtype=torch.bfloat16)
