@@ -40,7 +40,10 @@ def test_decompositions_equal_numpy(seed, n, dim):
     x = normal(torch.from_numpy(raw), CPU)
     assert x.shape == (n, min(n, dim))
     gram = expected @ expected.T
-    np.testing.assert_allclose((x @ x.T).numpy(), gram / np.trace(gram), rtol=0, atol=1e-13)
+    # What was near 5 is rounded to about 1e-15, and then of length 1.
+    rounding = 1e-14 / np.sqrt(np.trace(gram))
+    unit = gram / np.trace(gram)
+    np.testing.assert_allclose((x @ x.T).numpy(), unit, rtol=0, atol=1e-13 + rounding)
     vectors, values = principal(z)
     singular = np.linalg.svd(expected, compute_uv=False)
     rank = min(n - 1, dim)
