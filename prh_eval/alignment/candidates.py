@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from prh_eval.alignment.filters import output_error
-from prh_eval.alignment.ordering import group_maxima, kth_largest, largest, reaching, stable_order
+from prh_eval.alignment.ordering import (
+    group_maxima,
+    kth_largest,
+    largest,
+    quotients,
+    reaching,
+    stable_order,
+)
 
 # Neighbours are looked at in groups, by their largest value: in small ones as long as more than so
 # many of a tile are near an item, on average, then in large ones. So many do for a first floor.
@@ -95,11 +102,11 @@ class Candidates:
         # Where everything ties all groups do, which is more than memory was planned for.
         for some in torch.split(reached, max(1, self._near // size)):
             self._make_room()
-            item = some // stride
+            item = quotients(some, stride)
             group = some - item * stride
             near = grouped[item, :, group] if axis else grouped[:, group, item].T
             found = reaching(near, floor.index_select(0, item))
-            hit = found // size
+            hit = quotients(found, size)
             index = (found - hit * size) * stride + group.index_select(0, hit) + offset
             value = near.reshape(-1).index_select(0, found)
             self._wait(item.index_select(0, hit), index, value)
@@ -113,7 +120,7 @@ class Candidates:
         self._many = len(reached) > _NEAR * len(floor)
         for some in torch.split(reached, self._near):
             self._make_room()
-            item = some // count
+            item = quotients(some, count)
             value = values.reshape(-1).index_select(0, some)
             self._wait(item, some - item * count + offset, value)
 
@@ -131,7 +138,9 @@ class Candidates:
             shape (items,): a bound that the true values of all others are not above.
         """
         self._settle(last=True)
-        wanted = (self._values >= self._floor()[:, None]) & (self._indices >= 0)
+        wanted = self._indices >= 0
+        if self._settled or not self._at_once:
+            wanted &= self._values >= self._floor()[:, None]
         least = self._least.double()
         dropped = least + output_error(least, self._dtype) + self._error
         bound = self._wanted + self._error
@@ -145,7 +154,7 @@ class Candidates:
         while (size := most.shape[axis] // max(_GROUPS, 2 * self._k)) > 1:
             most = _groups(most, axis, min(size, _LARGE))[1]
         if most.shape[axis] >= self._k:
-            self._raise(kth_largest((most if axis else most.T).contiguous().float(), self._k))
+            self._raise(kth_largest((most if axis else most.T).contiguous(), self._k))
 
     def _raise(self, kth: Tensor) -> None:
         """A new T."""
@@ -169,7 +178,8 @@ class Candidates:
             return
         # One part is in the order of the items.
         ordered = len(self._waiting) == 1
-        item, index, value = (torch.cat(part) for part in zip(*self._waiting, strict=True))
+        parts = zip(*self._waiting, strict=True)
+        item, index, value = self._waiting[0] if ordered else map(torch.cat, parts)
         self._waiting, self._count = [], 0
         keep = self._values.shape[1]
         count = torch.bincount(item, minlength=len(self._values))

@@ -72,7 +72,7 @@ def nearest(
 
 def unsettled(
     nearness: Tensor, k: int, apart: Tensor, names: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The k largest of each row by values that are not exact, and which values must be.
 
     Args:
@@ -83,23 +83,27 @@ def unsettled(
         names: Which items the columns are, shape (rows, n).
 
     Returns:
-        Indices, int32, shape (rows, k); the k-th largest of each row, shape (rows,); and bool,
-        shape (rows, n): the values in whose order, or ties, the k largest may be wrong.
+        Indices, int32, shape (rows, k); the k-th largest of each row, shape (rows,); the rows in
+        which the order, or ties, of the k largest may be wrong, int64, rising; and bool, shape
+        (those rows, n): the values of theirs that may be the reason.
     """
     n = nearness.shape[1]
     looked_at = min(k + _MARGIN, n)
     values, found = largest(nearness, looked_at)
     close = values[:, :-1] - values[:, 1:] <= apart[:, None]
+    some = close[:, :k].any(dim=1).nonzero().squeeze(1)
     pad = torch.nn.functional.pad
+    close = close[some]
     run = pad((~close).cumsum(dim=1), (1, 0))
     kept = run <= run[:, k - 1 : k]
     alone = ~(pad(close, (1, 0)) | pad(close, (0, 1)))
-    unsure = torch.zeros_like(nearness, dtype=torch.bool).scatter_(1, found, kept & ~alone)
+    unsure = torch.zeros(len(some), n, dtype=torch.bool, device=nearness.device)
+    unsure.scatter_(1, found[some], kept & ~alone)
     if looked_at < n:
         # A run that goes on where nothing was looked at.
         longer = kept[:, -1]
-        unsure[longer] = nearness[longer] > -torch.inf
-    return names.gather(1, found[:, :k]), values[:, k - 1], unsure
+        unsure[longer] = nearness[some[longer]] > -torch.inf
+    return names.gather(1, found[:, :k]), values[:, k - 1], some, unsure
 
 
 def stacked(parts: Sequence[Found]) -> Found:

@@ -56,12 +56,11 @@ def rescored(
     chosen, counts = names.view(-1).index_select(0, at).long(), wanted.sum(dim=1)
     chosen = layer.names(rows, chosen, counts)
     nearness.view(-1).index_copy_(0, at, _close(layer, single, items, chosen, counts))
-    indices, lowest, unsure = unsettled(nearness, plan.k, tolerance + 2 * error, names)
+    indices, lowest, some, unsure = unsettled(nearness, plan.k, tolerance + 2 * error, names)
     lowest = lowest - error
     tied = torch.zeros_like(indices, dtype=torch.bool)
-    some = unsure.any(dim=1).nonzero().squeeze(1)
     if len(some):
-        values, named, unsure = nearness[some], names[some], unsure[some]
+        values, named = nearness[some], names[some]
         values[unsure] = _exact(layer, plan, rows[some], named, unsure)
         their_indices, their_ties, least = nearest(values, plan.k, tolerance, named)
         # The smallest of them may be one from float32.

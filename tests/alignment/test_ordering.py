@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -57,13 +58,30 @@ def test_short_and_long_rows_are_alike(monkeypatch, name):
         max_size=20,
     ),
     st.floats(-2, 2),
+    st.sampled_from([1, ordering._FEW]),
 )
-def test_maxima_of_groups_are_those_of_lists(dtype, dim, values, level):
+def test_maxima_of_groups_are_those_of_lists(dtype, dim, values, level, few):
     x = torch.tensor(values, dtype=torch.float32).sub(level).to(dtype)
     lists = x.T.tolist() if dim == 0 else x.tolist()
-    found = group_maxima(x, dim)
+    with patch.object(ordering, "_FEW", few):
+        found = group_maxima(x, dim)
     assert found.dtype == dtype
     assert found.tolist() == [max(group) for group in lists]
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(width=16, allow_nan=False), min_size=9, max_size=9),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(1, 9),
+)
+def test_kth_largest_of_bfloat16_are_those_of_lists(values, k):
+    x = torch.tensor(values, dtype=torch.bfloat16)
+    found = kth_largest(x, k)
+    assert found.dtype == torch.bfloat16
+    assert found.tolist() == [sorted(row, reverse=True)[k - 1] for row in x.tolist()]
 
 
 @given(st.lists(st.lists(st.integers(-(2**60), 2**60), min_size=4, max_size=4), max_size=5))

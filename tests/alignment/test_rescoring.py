@@ -156,7 +156,10 @@ def test_what_is_settled_is_right_whatever_the_error(data):
     seen = true + (2 * torch.rand(count, n, generator=g) - 1) * error[:, None]
     names = torch.stack([torch.randperm(n, generator=g) for _ in range(count)]).int()
     tolerance = data.draw(st.sampled_from([0.0, 1e-9, 0.1]))
-    indices, kth, unsure = unsettled(seen, k, tolerance + 2 * error, names)
+    indices, kth, some, of_some = unsettled(seen, k, tolerance + 2 * error, names)
+    assert of_some.any(dim=1).all()
+    unsure = torch.zeros_like(seen, dtype=torch.bool)
+    unsure[some] = of_some
     assert not unsure[true == -torch.inf].any()
     assert ((kth - true.sort(descending=True).values[:, k - 1]).abs() <= error).all()
     best, tied, _ = nearest(true, k, tolerance, names)
