@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.frames import SUMMED, Frame, Single
+from prh_eval.alignment.frames import SUMMED, Frame, Single, parts
 from prh_eval.alignment.precision import cpu_has, cpu_has_units, single_dtype
 from prh_eval.alignment.products import HAS_OUT_DTYPE
 
@@ -36,32 +36,35 @@ def copied(
         held: Where to keep the rows in float32 too, if anywhere; then all rows are written.
 
     Returns:
-        Statistics, float64, shape (5, items): e = |d - d rounded|, a = |d rounded|, how far the
-        pieces may be from b, |b|, and |d - d in float32|.
+        Statistics, float64, shape (6, items): e = |d - d rounded|, l = |d| in float32, how far the
+        pieces may be from b, |b|, c = |d - d in float32|, and :meth:`Frame.strayed`.
     """
     dim, count = frame.rows.dim, len(matrix)
-    squares = frame.mean.new_zeros(2, count)
+    lengths = torch.zeros(2, len(parts(dim)), count, device=matrix.device)
     b = frame.mean.new_empty(count) if held is None else held.offsets
+    room = torch.empty(block, min(SUMMED, dim), device=matrix.device)
     for rows in frame.rows.blocks(block, items.start, items.stop):
         place = slice(rows.start - items.start, rows.stop - items.start)
-        length, off = squares[:, place]
-        for part, single in frame.singles(rows, b[place], None if held is None else held.parts):
-            matrix[place, part] = single
-            low = single if matrix.dtype == torch.float32 else matrix[place, part].float()
-            length += torch.linalg.vector_norm(low, dim=1).double().square()
-            if low is not single:
-                off += torch.linalg.vector_norm(low.sub_(single), dim=1).double().square()
-    length, off = squares.sqrt()
-    lost = frame.single_error(length + off)
+        made = frame.singles(rows, b[place], None if held is None else held.parts)
+        copies = torch.split(matrix[place, :dim], SUMMED, dim=1)
+        for single, copy, length, off in zip(made, copies, *lengths[:, :, place], strict=True):
+            copy.copy_(single)
+            torch.linalg.vector_norm(single, dim=1, out=length)
+            if copy.dtype != torch.float32:
+                low = room[: len(single), : single.shape[1]].copy_(copy)
+                torch.linalg.vector_norm(low.sub_(single), dim=1, out=off)
+    length, off = lengths.double().square_().sum(dim=1).sqrt_()
+    lost = frame.single_error(length)
     pieces = _pieces(matrix.dtype)
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
     matrix[:, dim + 2 * pieces :] = 0
+    strayed = frame.strayed(length, b)
     b = rest = b * frame.factor * frame.factor
     for piece in range(pieces):
         matrix[:, dim + piece] = rest
         rest = rest - matrix[:, dim + piece].double()
     rest = rest.abs() + frame.offset_error(lost)
-    return torch.stack([lost + off, length, rest, b.abs(), lost]) * _INFLATED
+    return torch.stack([lost + off, length, rest, b.abs(), lost, strayed]) * _INFLATED
 
 
 def turn(matrix: Tensor, dim: int) -> Tensor:
@@ -76,25 +79,27 @@ def turn(matrix: Tensor, dim: int) -> Tensor:
 def bounds(stats: Tensor, largest: Tensor, width: int) -> Tensor:
     """How far the products of rows of :func:`copied` are from f_ij at most.
 
-    With r what the pieces leave of b, and the largest of each over all items, it is
+    With r what the pieces leave of b, a = l + e, which is no less than |d| and |d rounded|, and the
+    largest of each over all items, it is
 
-        e_i max(a) + a_i max(e) + e_i max(e)             (rounded factors; Cauchy-Schwarz)
+        e_i max(a) + a_i max(e)                          (rounded factors; Cauchy-Schwarz)
         + r_i + max(r)                                   (what is left of b)
         + P 2^-22 (a_i max(a) + |b_i| + max(|b|))        (P products added up in float32)
 
     in any order of the sum; a product that is itself rounded adds :func:`output_error`.
 
     Args:
-        stats: float64, shape (5, rows), of the rows.
-        largest: float64, shape (5,): the largest of every statistic over all items.
+        stats: As :func:`copied` returns them, of some rows.
+        largest: float64, shape (6,): the largest of every statistic over all items.
         width: P.
 
     Returns:
         float64, shape (rows,).
     """
-    e, a, r, b, _ = stats
-    most_e, most_a, most_r, most_b, _ = largest
-    rounded: Tensor = e * most_a + a * most_e + e * most_e + r + most_r
+    e, length, r, b, *_ = stats
+    most_e, most_length, most_r, most_b, *_ = largest
+    a, most_a = length + e, most_length + most_e
+    rounded: Tensor = e * most_a + a * most_e + r + most_r
     summed: Tensor = width * _SUMMING * (a * most_a + b + most_b)
     # Matrix units take numbers below 2^-126 for 0.
     return (rounded + summed) * _INFLATED + 2.0**-100
@@ -103,11 +108,11 @@ def bounds(stats: Tensor, largest: Tensor, width: int) -> Tensor:
 def single_bounds(stats: Tensor, largest: Tensor, frame: Frame) -> Tensor:
     """How far products of rows in float32, plus b of either, are from f_ij at most.
 
-    With l = a + e no less than |d|, c = |d - d in float32|, and o how far b is off for that:
+    With a = l + c, which is no less than |d|, and o how far b is off for c:
 
-        c_i max(l) + l_i max(c)                          (rounded factors)
+        c_i max(a) + a_i max(c)                          (rounded factors)
         + o(c_i) + o(max(c))                             (b of either, of the rounded rows)
-        + S 2^-24 l_i max(l)                             (S products added up in float32)
+        + S 2^-24 a_i max(a)                             (S products added up in float32)
 
     in any order of the sum, each step rounded to nearest. Sums of S products, at most ``SUMMED``,
     one for each part of the dimensions, are added up in float64.
@@ -120,11 +125,11 @@ def single_bounds(stats: Tensor, largest: Tensor, frame: Frame) -> Tensor:
     Returns:
         float64, shape (rows,), in units of nearness.
     """
-    e, a, _, _, c = stats
-    most_e, most_a, _, _, most_c = largest
-    length, most = a + e, most_a + most_e
-    summed: Tensor = min(frame.rows.dim, SUMMED) * 2.0**-24 * length * most
-    rounded: Tensor = c * most + length * most_c
+    _, length, _, _, c, _ = stats
+    _, most_length, _, _, most_c, _ = largest
+    a, most_a = length + c, most_length + most_c
+    summed: Tensor = min(frame.rows.dim, SUMMED) * 2.0**-24 * a * most_a
+    rounded: Tensor = c * most_a + a * most_c
     rounded = rounded + frame.offset_error(c) + frame.offset_error(most_c)
     return ((rounded + summed) * _INFLATED + 2.0**-100) / frame.factor / frame.factor
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -24,6 +25,8 @@ SUMMED = 192
 _LEAST_SCALE = 1e-280
 # Mean squared distance of unit rows from their mean below which float32 loses too much of it.
 _SPREAD = 1e-3
+# Items, at most, that a mean is taken of at first.
+_GLIMPSED = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,8 @@ class Frame:
             for Euclidean.
         offsets: b of all items, float64, shape (n,), where ``rows`` are d already; else None.
         quick: Whether rows in float32 may be made without float64, which takes a third of the time.
+        glimpsed: Whether only some rows have been seen, and whoever makes all of them must see that
+            they are as they should be: see :meth:`strayed`.
     """
 
     rows: Rows
@@ -52,8 +57,9 @@ class Frame:
     scale: float
     offsets: Tensor | None = None
     quick: bool = False
+    glimpsed: bool = False
 
-    @property
+    @cached_property
     def factor(self) -> float:
         """The power of 2 that d is multiplied with to be within the range of every type."""
         # Of rows of length 1, squares and products of d are below 4.
@@ -73,7 +79,11 @@ class Frame:
             return self.rows[index], self.offsets[index]
         mean = self._mean_of(index)
         d = self.rows[index] - mean
-        return d, _dot(d, mean) if self.similarity == "cosine" else torch.linalg.vecdot(d, d) / -2
+        if self.similarity != "cosine":
+            return d, torch.linalg.vecdot(d, d) / -2
+        b = d.new_zeros(len(d))
+        _add_dot(b, d, mean)
+        return d, b
 
     def level(self, items: slice) -> Tensor:
         """What nearness of some items is less than their inner products: float64, (items,) or (1,).
@@ -111,7 +121,7 @@ class Frame:
 
     def singles(
         self, index: slice, offsets: Tensor, out: Sequence[Tensor] | None = None
-    ) -> Iterator[tuple[slice, Tensor]]:
+    ) -> Iterator[Tensor]:
         """D, times the factor, of some rows in float32, by :func:`parts` of the dimensions.
 
         Each part is best used before the next is made, while it is at hand.
@@ -123,10 +133,8 @@ class Frame:
             out: Where to; for each part (n, dimensions), float32, of all items.
 
         Yields:
-            The dimensions of a part, and float32, shape (rows, dimensions), off by
-            :meth:`single_error`.
+            Each part: float32, shape (rows, dimensions), off by :meth:`single_error`.
         """
-        columns = parts(self.rows.dim)
         # Room for one part at a time, where none is to be kept.
         singles = (
             _empty_parts(index.stop - index.start, self)
@@ -137,17 +145,19 @@ class Frame:
             d, b = self.centred(index)
             offsets.copy_(b)
             # What is stored may be of any magnitude, the product is in the range of float32.
-            d = d.mul_(self.factor)
-            for part, single in zip(columns, singles, strict=True):
-                yield part, single.copy_(d[:, part])
+            of_d = torch.split(d.mul_(self.factor), SUMMED, dim=1)
+            for part, single in zip(of_d, singles, strict=True):
+                yield single.copy_(part)
             return
-        x, mean = self.rows.single(index), self._mean_of(index)
+        mean = self._mean_of(index)
         shift = mean.float() * -self.factor
+        of_parts = (torch.split(x, SUMMED, dim=1) for x in (self.rows.single(index), shift, mean))
+        room = mean.new_empty(len(offsets), min(SUMMED, self.rows.dim))
         offsets.zero_()
-        for part, single in zip(columns, singles, strict=True):
-            torch.add(shift[:, part], x[:, part], alpha=self.factor, out=single)
-            offsets += _dot(single.double(), mean[:, part])
-            yield part, single
+        for x, less, m, single in zip(*of_parts, singles, strict=True):
+            torch.add(less, x, alpha=self.factor, out=single)
+            _add_dot(offsets, room[:, : single.shape[1]].copy_(single), m)
+            yield single
         offsets /= self.factor
 
     def single_error(self, length: Tensor) -> Tensor:
@@ -172,10 +182,30 @@ class Frame:
             return torch.zeros_like(lost)
         return lost * (self.factor * float(torch.linalg.vector_norm(self.mean, dim=1).max()))
 
+    def strayed(self, length: Tensor, offsets: Tensor) -> Tensor:
+        """How far rows are from the length that cosine needs, where that has not been seen.
 
-def _dot(x: Tensor, mean: Tensor) -> Tensor:
-    """Inner products of rows with a mean each, or with one of all."""
-    return x @ mean[0] if len(mean) == 1 else torch.linalg.vecdot(x, mean)
+        Args:
+            length: |d| of all items, times the factor, float64, shape (n,).
+            offsets: b of the same items, float64, shape (n,).
+
+        Returns:
+            float64, shape (n,): the difference of |x|^2 = |d|^2 + 2 b + |m|^2 from 1; not finite
+            where a row is not; 0 where it is known to be none.
+        """
+        squared = (length / self.factor).square() + 2 * offsets
+        if not self.glimpsed or self.rows.unit:
+            # Of what is finite 0.
+            return squared * 0
+        return (squared + self.level(slice(0, len(self.rows))) - 1).abs()
+
+
+def _add_dot(total: Tensor, x: Tensor, mean: Tensor) -> None:
+    """Add inner products of rows with a mean each, or with one of all."""
+    if len(mean) == 1:
+        total.addmv_(x, mean[0])
+    else:
+        total += torch.linalg.vecdot(x, mean)
 
 
 def parts(dim: int) -> list[slice]:
@@ -227,8 +257,7 @@ def frame(
     """
     share = sharing.rows(len(rows))
     blocks = [*rows.blocks(block, share.start, share.stop)]
-    exact = rows.stored.dtype == torch.float64 or single_dtype() == torch.float64
-    quick = similarity == "cosine" and not exact
+    quick = similarity == "cosine" and _quick(rows)
     total, unit = _measured(rows, blocks, similarity, quick)
     if quick and not torch.isfinite(total).all():
         # Not finite, or beyond what float32 can hold on the way.
@@ -245,10 +274,7 @@ def frame(
     if not unit:
         raise ValueError("cosine neighbours need rows of length 1; call preprocess first")
     if similarity == "cosine":
-        # Any vector near the mean will do: one that float32 holds.
-        mean = mean.float().double()
-        spread = 1 - float(mean.square().sum(dim=1).max())
-        return Frame(rows, similarity, mean, 1.0, quick=quick and (rows.exact or spread > _SPREAD))
+        return _cosine(rows, mean, quick=quick)
     largest = torch.zeros((), dtype=torch.float64, device=rows.place)
     for part in blocks:
         largest = largest.maximum((rows[part] - mean).square().sum(dim=1).max())
@@ -261,6 +287,45 @@ def frame(
     rows.stored.sub_(mean)
     offsets = torch.cat([torch.linalg.vecdot(d, d) for d in torch.split(rows.stored, block)]) / -2
     return Frame(rows, similarity, mean, scale, offsets)
+
+
+def glimpse(rows: Rows, similarity: Similarity, sharing: Sharing) -> Frame | None:
+    """Measure a layer, or several, by a few items: going over all takes a fifteenth of a search.
+
+    Any vector near the mean will do for cosine. What all rows are is seen when they are made: where
+    they are not finite, or not of length 1, a frame must be made with care, by :func:`frame`.
+
+    Args:
+        rows: As for :func:`frame`.
+        similarity: As for :func:`frame`.
+        sharing: As for :func:`frame`.
+
+    Returns:
+        None where that is known to be so already, or the similarity is another.
+    """
+    if similarity != "cosine" or not _quick(rows):
+        return None
+    step = -(-rows.n // _GLIMPSED)
+    some = torch.arange(0, rows.n, step, device=rows.place)
+    every = torch.cat([some + layer * rows.n for layer in range(rows.layers)])
+    mean = torch.unflatten(rows.single(every), 0, (rows.layers, -1)).mean(dim=1).double()
+    # The same in all processes, to the last bit.
+    mean = sharing.all_gather(mean[None])[0]
+    found = _cosine(rows, mean, quick=True)
+    return replace(found, glimpsed=True) if found.quick else None
+
+
+def _quick(rows: Rows) -> bool:
+    """Whether rows can be made in float32 at all."""
+    return rows.stored.dtype != torch.float64 and single_dtype() != torch.float64
+
+
+def _cosine(rows: Rows, mean: Tensor, *, quick: bool) -> Frame:
+    # Any vector near the mean will do: one that float32 holds.
+    mean = mean.float().double()
+    # False as well where it is not finite.
+    spread = bool(1 - mean.square().sum(dim=1).max() > _SPREAD)
+    return Frame(rows, "cosine", mean, 1.0, quick=quick and (rows.exact or spread))
 
 
 def _measured(

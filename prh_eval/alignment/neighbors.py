@@ -9,13 +9,13 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.frames import Frame, Similarity, frame
+from prh_eval.alignment.frames import Frame, Similarity, frame, glimpse
 from prh_eval.alignment.graph import NeighborGraph
 from prh_eval.alignment.heap import keep_freed_memory
 from prh_eval.alignment.products import write_symmetric_products
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, nearest, widened
 from prh_eval.alignment.rows import Rows
-from prh_eval.alignment.search import searched
+from prh_eval.alignment.search import Strayed, searched
 from prh_eval.alignment.sharing import ALONE, Sharing, gathered_rows
 from prh_eval.alignment.tiles import SearchPlan, is_memory, plan_search, smaller, together
 from prh_eval.errors import PrhEvalError
@@ -178,13 +178,17 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
         rows = rows.loaded()
     share = sharing.rows(len(rows))
     items = slice(share.start, share.stop)
-    layer = frame(rows, similarity, plan.block, sharing, own=own)
-    if plan.dtype == torch.float64:
-        return _ranked(layer, plan, items)
+    layer = None if plan.dtype == torch.float64 else glimpse(rows, similarity, sharing)
     while True:
+        layer = layer or frame(rows, similarity, plan.block, sharing, own=own)
+        if plan.dtype == torch.float64:
+            return _ranked(layer, plan, items)
         try:
             found, unproven = searched(layer, plan, items, sharing)
             break
+        except Strayed:
+            # To be measured with care, once what the search took is free.
+            layer = None
         except (RuntimeError, MemoryError) as error:
             # Processes agree on smaller tiles while these pass round; here they could not.
             if sharing.world_size > 1 or not is_memory(error):

@@ -112,13 +112,18 @@ class Rows:
                 x[max(0, start - at) : max(0, stop - at)]
                 for x, at in zip(layers, firsts, strict=True)
             ]
-        elif not self.below:
-            own = [self.stored.index_select(0, index.to(self.stored.device))]
         else:
             index = index.to(self.stored.device)
-            ends = torch.searchsorted(index, index.new_tensor(firsts[1:])).cpu()
-            shares = zip(layers, firsts, index.tensor_split(ends), strict=True)
-            own = [x.index_select(0, part - at) for x, at, part in shares]
+            ends = (
+                torch.searchsorted(index, index.new_tensor(firsts[1:])).tolist()
+                if self.below
+                else []
+            )
+            result = self.stored.new_empty(len(index), self.dim)
+            shares = (x.tensor_split(ends) for x in (index, result))
+            for x, at, part, out in zip(layers, firsts, *shares, strict=True):
+                torch.index_select(x, 0, part - at, out=out)
+            return result.to(self.place)
         some = [x for x in own if len(x)] or own[:1]
         return (some[0] if len(some) == 1 else torch.cat(some)).to(self.place)
 
@@ -154,7 +159,7 @@ class Rows:
         """Whether rows are compared as they are stored."""
         return self.limit is None and not self.unit
 
-    def single(self, index: slice) -> Tensor:
+    def single(self, index: slice | Tensor) -> Tensor:
         """Some rows made in float32, shape (rows, dim): exact, or off by ``SINGLE_ERROR``.
 
         Not of what is stored in float64. Where a length is near the ends of float32's range, the

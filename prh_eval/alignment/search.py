@@ -28,6 +28,12 @@ from prh_eval.alignment.tiles import SearchPlan, is_memory, smaller
 _TIES = 8
 # The share of the items without proof beyond which a product of higher precision pays.
 _UNPROVEN_SHARE = 8
+# How far the squared length of a row may be from 1.
+_STRAYED = 1e-5
+
+
+class Strayed(Exception):
+    """Rows that only some had been seen of are not as they should be; in all processes at once."""
 
 
 def searched(
@@ -43,6 +49,9 @@ def searched(
 
     Returns:
         The neighbours of the items, and the numbers of those without proof, int64, rising.
+
+    Raises:
+        Strayed: If the frame must be made with care.
     """
     found, unproven = _filtered(layer, plan, items, sharing)
     count = sharing.all_gather(torch.tensor([len(unproven)], device=unproven.device)).sum()
@@ -61,6 +70,9 @@ def _filtered(
 ) -> tuple[Found, Tensor]:
     matrix, stats, single = _copy(layer, plan, items)
     largest = sharing.all_gather(stats.amax(dim=1)[None]).amax(dim=0)
+    # Not so where it is not a number.
+    if layer.glimpsed and not largest[-1] < _STRAYED:
+        raise Strayed
     error = bounds(stats, largest, matrix.shape[1])
     while True:
         candidates, failure = _gathered(layer, plan, matrix, error, items, sharing)

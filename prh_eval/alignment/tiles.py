@@ -34,9 +34,9 @@ _EXACT_CANDIDATES = 0.12
 _EXACT_NARROW = 16384
 _NARROW = 32
 # Similarities of layers of few items that are searched together, so that calls cost less of it.
-_TOGETHER = {"cpu": 1 << 22, "cuda": 1 << 26}
-# Values of rows that are made at a time: on the CPU what hides the cost of calls.
-_BLOCK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 24}
+_TOGETHER = {"cpu": 1 << 23, "cuda": 1 << 26}
+# Values of rows that are made at a time: on the CPU what stays in the caches of a core.
+_BLOCK_VALUES = {"cpu": 3 << 17, "cuda": 1 << 24}
 # Values of either side of pairs whose exact similarities are computed at a time.
 _PAIR_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
 # Values of a tile near enough to be looked at one by one that are looked at together.

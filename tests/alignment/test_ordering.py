@@ -16,6 +16,7 @@ from prh_eval.alignment.ordering import (
     kth_largest,
     largest,
     positions,
+    quotients,
     reaching,
     rising,
     stable_order,
@@ -130,6 +131,15 @@ def test_what_reaches_a_floor_is_what_is_not_below_it(data, dtype, columns, leve
     found = reaching(values, floor)
     assert reaching(values.T.contiguous().T, floor).tolist() == expected
     assert found.tolist() == expected
+    # Two rows at a time.
+    with patch.object(ordering, "_AT_HAND", 3 * columns - 1):
+        assert reaching(values, floor).tolist() == expected
+
+
+@given(st.lists(st.integers(0, 2**62), max_size=20), st.integers(1, 2**40))
+def test_quotients_are_those_of_integers(numbers, divisor):
+    found = quotients(torch.tensor(numbers, dtype=torch.int64), divisor)
+    assert found.tolist() == [number // divisor for number in numbers]
 
 
 @given(st.lists(st.integers(0, 3), max_size=50), st.sampled_from([0, 65_532, 65_533, 10**9]))

@@ -48,11 +48,14 @@ def features(kind: str, n: int, dim: int, seed: int = 0) -> torch.Tensor:
         x = (2 * x).round()
     elif kind == "constant":
         x = x[:1].expand(n, dim).clone()
+    elif kind == "speck":  # a row whose length float32 cannot divide by, where one in 128 is seen
+        x[n // 2 + 1] *= 1e-38
     return x
 
 
 KINDS = [
     "isotropic", "cone", "clusters", "duplicates", "hubs", "outliers", "coarse", "constant",
+    "speck",
 ]  # fmt: skip
 
 
@@ -374,11 +377,71 @@ def test_what_is_given_stays_as_it_is(similarity):
         assert torch.equal(x, before)
 
 
-def test_a_value_that_is_not_finite_is_named():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+# Of 300 items every third is seen at first.
+@pytest.mark.parametrize("item", [216, 217])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_a_value_that_is_not_finite_is_named(similarity, item, value):
     x = features("isotropic", 300, 24)
-    x[217, 3] = torch.nan
-    with pytest.raises(ValueError, match="item 217 is not"):
-        neighbor_graph([x], 10, similarity="euclidean")
+    x[item, 3] = value
+    with pytest.raises(ValueError, match=f"item {item} is not"):
+        layer_neighbors(rows(x, similarity), similarity, plan(300, 24, 10))
+
+
+def looks(monkeypatch) -> list[str]:
+    """How layers are measured from now on: by a glimpse, with care."""
+    taken = []
+
+    def watched(how):
+        make = getattr(neighbors, how)
+
+        def measured(*args, **options):
+            taken.append(how)
+            return make(*args, **options)
+
+        monkeypatch.setattr(neighbors, how, measured)
+
+    watched("glimpse")
+    watched("frame")
+    return taken
+
+
+@pytest.mark.parametrize("item", [216, 217])
+@pytest.mark.parametrize(("length", "wrong"), [(0, False), (2, True), (1 + 1e-4, True)])
+def test_rows_that_were_not_seen_must_be_of_length_1(monkeypatch, item, length, wrong):
+    """Or 0, which is equally similar to everything."""
+    x = torch.nn.functional.normalize(features("hubs", 300, 24), dim=1)
+    x[item] *= length
+    taken, how = looks(monkeypatch), plan(300, 24, 10)
+    if wrong:
+        with pytest.raises(ValueError, match="rows of length 1"):
+            layer_neighbors(Rows(x), "cosine", how)
+    else:
+        indices, tied = layer_neighbors(Rows(x), "cosine", how)
+        got = NeighborGraph(indices[None], tied[None], 10)
+        np.testing.assert_array_equal(dense(got, 10)[0], brute(x, "cosine", 10))
+    assert taken == ["glimpse", "frame"]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS[:-1])
+@pytest.mark.parametrize("unit", [True, False])
+def test_a_glimpse_need_not_be_like_the_rest(monkeypatch, unit, dtype):
+    """What is seen at first points one way, all else another."""
+    x = features("cone", 300, 24)
+    x[1::3] *= -1
+    x[2::3] = features("isotropic", 100, 24)
+    x = x if unit else torch.nn.functional.normalize(x, dim=1)
+    taken = looks(monkeypatch)
+    indices, tied = layer_neighbors(Rows(x, unit=unit), "cosine", plan(300, 24, 10, dtype=dtype))
+    got = NeighborGraph(indices[None], tied[None], 10)
+    if unit:
+        expected = brute(x, "cosine", 10)
+    else:
+        # As they are stored, which is not quite of length 1.
+        expected = weights(x.double().numpy() @ x.double().numpy().T, 10, 1e-12)
+    np.testing.assert_array_equal(dense(got, 10)[0], expected)
+    # Of rows to be made nothing can be told from a mean so long that float32 loses digits to it.
+    assert taken == ["glimpse"] + ["frame"] * unit
 
 
 @pytest.mark.parametrize("magnitude", [1e-160, 1e160])
