@@ -12,6 +12,8 @@ from torch import Tensor
 WORD = 64
 # What fields of so many bits are read as.
 _TYPES = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
+# Integers of so many bits.
+_WORDS = {8: torch.int8, 16: torch.int16, 32: torch.int32, WORD: torch.int64}
 # Words that are added up to one number of each bit: as many as a field of 4 bits holds.
 _GROUP = 15
 
@@ -20,14 +22,24 @@ def bit_counts(words: Tensor) -> Tensor:
     """How many of the words have each bit set.
 
     Args:
-        words: int64, shape (..., m, r); overwritten.
+        words: int64 or shorter integers, shape (..., m, r); overwritten.
 
     Returns:
-        int64, shape (64, ..., r): of the m words in each column, how many have bit 0, 1, ... 63.
+        int64, shape (bits of a word, ..., r): of the m words in each column, how many have bit 0,
+        1, and so on.
     """
+    columns, size = words.shape[-1], 8 * words.itemsize
+    # Short words are counted side by side, as one of 64 bits.
+    words = torch.nn.functional.pad(words, (0, -columns % (WORD // size))).view(torch.int64)
     counter = BitCounter(max(1, -(-words.shape[-2] // _GROUP)))
     counter.add(words)
-    return counter.counts()
+    counts = torch.unflatten(counter.counts(), 0, (WORD // size, size))
+    return counts.movedim(0, -1).flatten(-2)[..., :columns]
+
+
+def shortest_word(bits: int) -> torch.dtype:
+    """The shortest integers that have so many bits, at most 64."""
+    return next(dtype for size, dtype in _WORDS.items() if bits <= size)
 
 
 class BitCounter:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from prh_eval.alignment.bits import WORD, bit_counts
+from prh_eval.alignment.bits import WORD, bit_counts, shortest_word
 
 # Numbering an item's neighbours pays where so many times as many items could be among them.
 _SPARSE = 64
@@ -71,7 +71,7 @@ def shared_counts_in_halves(x: Tensor, y: Tensor, n: int, items: Tensor, first: 
 def _words(x: Tensor, y: Tensor, n: int) -> Iterator[Tensor]:
     """For up to 64 layers of x at a time which of them have the neighbours in y.
 
-    The words, int64, are of shape (items, width_y, layers_y), and may be overwritten.
+    The words are of shape (items, width_y, layers_y), and may be overwritten.
     """
     # Number 0 is for what is no neighbour. Layers of y last, so that all else is added up.
     y = y.transpose(1, 2).contiguous()
@@ -79,7 +79,8 @@ def _words(x: Tensor, y: Tensor, n: int) -> Iterator[Tensor]:
     if _is_sparse(x.shape[1] * x.shape[2], n):
         numbers_x, numbers_y = _renumbered(numbers_x, numbers_y)
         columns = x.shape[1] * x.shape[2] + 1
-    for table in layer_tables(numbers_x, columns):
+    # Short ones are for a CPU's caches.
+    for table in layer_tables(numbers_x, columns, short=x.device.type == "cpu"):
         yield table.gather(1, numbers_y.flatten(1)).view(y.shape)
 
 
@@ -95,35 +96,37 @@ def shared_counts_bytes(x: int, y: int, n: int) -> int:
     return 8 * (6 * (x + y) + (edges if _is_sparse(edges, n) else n))
 
 
-def layer_tables(numbers: Tensor, columns: int) -> Iterator[Tensor]:
+def layer_tables(numbers: Tensor, columns: int, *, short: bool = False) -> Iterator[Tensor]:
     """:func:`layer_words` of up to 64 layers at a time.
 
     Args:
         numbers: As for :func:`layer_words`, integers of any type and of any number of layers; 0 is
             for what is no neighbour, and no layer has it.
         columns: As for :func:`layer_words`.
+        short: Whether words may be shorter than 64 bits where layers are few.
     """
     for layers in torch.split(numbers, WORD, dim=1):
-        table = layer_words(layers.long(), columns)
+        dtype = shortest_word(layers.shape[1]) if short else torch.int64
+        table = layer_words(layers.long(), columns, dtype)
         table[:, 0] = 0
         yield table
 
 
-def layer_words(neighbors: Tensor, columns: int) -> Tensor:
+def layer_words(neighbors: Tensor, columns: int, dtype: torch.dtype = torch.int64) -> Tensor:
     """Which layers have which neighbour, as a bit for each layer.
 
     Args:
-        neighbors: int64, shape (items, layers, width), at most 64 layers: numbers 0 to
-            ``columns`` - 1.
+        neighbors: int64, shape (items, layers, width): numbers 0 to ``columns`` - 1.
         columns: How many numbers there are.
+        dtype: Type of the words, with a bit for each layer.
 
     Returns:
-        int64, shape (items, columns): bit l of word j of item i is set where layer l of item i has
+        Words, shape (items, columns): bit l of word j of item i is set where layer l of item i has
         j. The word of a number that one row has several times means nothing.
     """
     items, layers, width = neighbors.shape
-    words = neighbors.new_zeros(items, columns)
-    bits = 1 << torch.arange(layers, device=neighbors.device)
+    words = neighbors.new_zeros(items, columns, dtype=dtype)
+    bits = (1 << torch.arange(layers, device=neighbors.device)).to(dtype)
     bits = bits.repeat_interleave(width).expand(items, -1)
     # The sum of different powers of two is their union.
     return words.scatter_add_(1, neighbors.flatten(1), bits)

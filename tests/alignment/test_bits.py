@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prh_eval.alignment.bits import BitCounter, bit_counts
+from prh_eval.alignment.bits import BitCounter, bit_counts, shortest_word
 
 
 def plain_bit_counts(words: torch.Tensor) -> np.ndarray:
@@ -34,6 +35,35 @@ def test_bit_counts_equal_a_plain_loop(m, shape, share, height, seed):
     got = bit_counts(words)
     assert got.dtype == torch.int64
     np.testing.assert_array_equal(got, expected)
+
+
+@given(
+    st.sampled_from([torch.int8, torch.int16, torch.int32]),
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.sampled_from([1, 2, 17, 300]),
+    st.integers(0, 2**32 - 1),
+)
+def test_bits_of_short_words_are_those_of_long_ones(dtype, shape, m, seed):
+    size, g = 8 * dtype.itemsize, np.random.default_rng(seed)
+    words = torch.from_numpy(g.integers(0, 2**size, (*shape[:-1], m, shape[-1])))
+    expected = plain_bit_counts(words)[:size]
+    np.testing.assert_array_equal(bit_counts(words.to(dtype)), expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype"),
+    [
+        (0, "int8"),
+        (8, "int8"),
+        (9, "int16"),
+        (16, "int16"),
+        (17, "int32"),
+        (33, "int64"),
+        (64, "int64"),
+    ],
+)
+def test_the_shortest_words_hold_as_many_bits(bits, dtype):
+    assert shortest_word(bits) == getattr(torch, dtype)
 
 
 def test_bits_that_all_words_have_are_not_lost():
