@@ -26,7 +26,7 @@ _LEAST_SCALE = 1e-280
 # Mean squared distance of unit rows from their mean below which float32 loses too much of it.
 _SPREAD = 1e-3
 # Items, at most, that a mean is taken of at first.
-_GLIMPSED = 128
+_GLIMPSED = 64
 
 
 @dataclass(frozen=True, eq=False)

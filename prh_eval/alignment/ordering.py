@@ -63,15 +63,20 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
     if values.device.type != "cpu":
         return values.topk(k, dim=1).values[:, -1]
     if values.dtype == torch.bfloat16:
-        kth = _kth_largest(_as_integers(values.view(torch.int16).numpy()), k)
-        return torch.from_numpy(_as_integers(kth)).view(torch.bfloat16)
+        bits = values.view(torch.int16).numpy()
+        kth = _kth_largest(bits, k)
+        # Of what is below 0 the larger integer is the smaller value.
+        low = np.flatnonzero(kth < 0)
+        if len(low):
+            kth[low] = _as_integers(_kth_largest(_as_integers(bits[low]), k))
+        return torch.from_numpy(kth).view(torch.bfloat16)
     return torch.from_numpy(_kth_largest(values.numpy(), k))
 
 
 def _kth_largest(values: NDArray[Any], k: int) -> NDArray[Any]:
     n = values.shape[1]
     ranked = np.sort(values, axis=1) if n <= _SHORT else np.partition(values, n - k, axis=1)
-    return np.ascontiguousarray(ranked[:, n - k])
+    return np.array(ranked[:, n - k])
 
 
 def _as_integers(bits: NDArray[np.int16]) -> NDArray[np.int16]:

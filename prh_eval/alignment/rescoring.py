@@ -84,7 +84,7 @@ def _exact(layer: Frame, plan: SearchPlan, items: Tensor, names: Tensor, wanted:
     """Nearness of items to their wanted candidates in float64: shape (wanted pairs,)."""
     counts = wanted.sum(dim=1)
     chosen = layer.names(items, names[wanted].long(), counts)
-    if len(others := torch.unique(chosen)) <= plan.block:
+    if len(others := torch.unique(chosen)) <= plan.pairs:
         # Made once, where that is no more than is made at a time anyway.
         return _pairs(layer, items, others, chosen, counts)
     size = max(1, plan.pairs // max(1, int(counts.max())))

@@ -70,16 +70,14 @@ def test_maxima_of_groups_are_those_of_lists(dtype, dim, values, level, few):
     assert found.tolist() == [max(group) for group in lists]
 
 
-@given(
-    st.lists(
-        st.lists(st.floats(width=16, allow_nan=False), min_size=9, max_size=9),
-        min_size=1,
-        max_size=5,
-    ),
-    st.integers(1, 9),
-)
-def test_kth_largest_of_bfloat16_are_those_of_lists(values, k):
-    x = torch.tensor(values, dtype=torch.bfloat16)
+@given(st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([-3.0, 0.0, 1.0]), st.data())
+def test_kth_largest_of_bfloat16_are_those_of_lists(n, seed, level, data):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(9, n, generator=g) + level
+    for value in (0.0, -0.0, torch.inf, -torch.inf):
+        x[torch.rand(9, n, generator=g) < 0.1] = value
+    x = x.bfloat16()
+    k = data.draw(st.integers(1, n))
     found = kth_largest(x, k)
     assert found.dtype == torch.bfloat16
     assert found.tolist() == [sorted(row, reverse=True)[k - 1] for row in x.tolist()]

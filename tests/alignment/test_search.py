@@ -48,7 +48,9 @@ def features(kind: str, n: int, dim: int, seed: int = 0) -> torch.Tensor:
         x = (2 * x).round()
     elif kind == "constant":
         x = x[:1].expand(n, dim).clone()
-    elif kind == "speck":  # a row whose length float32 cannot divide by, where one in 128 is seen
+    elif (
+        kind == "speck"
+    ):  # a row whose length float32 cannot divide by, where not all are seen at first
         x[n // 2 + 1] *= 1e-38
     return x
 
@@ -378,8 +380,8 @@ def test_what_is_given_stays_as_it_is(similarity):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-# Of 300 items every third is seen at first.
-@pytest.mark.parametrize("item", [216, 217])
+# Of 300 items every fifth is seen at first.
+@pytest.mark.parametrize("item", [215, 217])
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_a_value_that_is_not_finite_is_named(similarity, item, value):
     x = features("isotropic", 300, 24)
@@ -406,7 +408,7 @@ def looks(monkeypatch) -> list[str]:
     return taken
 
 
-@pytest.mark.parametrize("item", [216, 217])
+@pytest.mark.parametrize("item", [215, 217])
 @pytest.mark.parametrize(("length", "wrong"), [(0, False), (2, True), (1 + 1e-4, True)])
 def test_rows_that_were_not_seen_must_be_of_length_1(monkeypatch, item, length, wrong):
     """Or 0, which is equally similar to everything."""
@@ -428,8 +430,8 @@ def test_rows_that_were_not_seen_must_be_of_length_1(monkeypatch, item, length, 
 def test_a_glimpse_need_not_be_like_the_rest(monkeypatch, unit, dtype):
     """What is seen at first points one way, all else another."""
     x = features("cone", 300, 24)
-    x[1::3] *= -1
-    x[2::3] = features("isotropic", 100, 24)
+    x[1::5] *= -1
+    x[2::5] = features("isotropic", 60, 24)
     x = x if unit else torch.nn.functional.normalize(x, dim=1)
     taken = looks(monkeypatch)
     indices, tied = layer_neighbors(Rows(x, unit=unit), "cosine", plan(300, 24, 10, dtype=dtype))
