@@ -33,7 +33,8 @@ _EXACT_CANDIDATES = 0.12
 # Nor where products are cheap: up to so many items, of at most so many dimensions.
 _EXACT_NARROW = 16384
 _NARROW = 32
-# Similarities of layers of few items that are searched together, so that calls cost less of it.
+# Similarities, or values, of layers of few items that are searched together, so that calls cost
+# less of it.
 _TOGETHER = {"cpu": 1 << 23, "cuda": 1 << 26}
 # Values of rows that are made at a time: on the CPU what stays in the caches of a core.
 _BLOCK_VALUES = {"cpu": 3 << 17, "cuda": 1 << 24}
@@ -300,7 +301,7 @@ def together(plan: SearchPlan, layers: int) -> SearchPlan:
     """
     if plan.processes > 1 or plan.side < plan.n:
         return plan
-    most = max(1, _TOGETHER[plan.device] // plan.n**2)
+    most = max(1, _TOGETHER[plan.device] // (plan.n * max(plan.n, plan.dim)))
     # As many each time, rather than few in the end.
     count = math.ceil(layers / math.ceil(layers / most))
     block = plan.block

@@ -92,6 +92,11 @@ def test_as_many_as_fit_are_joined(monkeypatch):
     counts.clear()
     neighbor_graph([layer.stored for layer in layers], 10, similarity="euclidean")
     assert counts == [1] * 25
+    counts.clear()
+    # Of so many dimensions that rows take more than similarities do.
+    wide = [Rows(features("isotropic", 300, 600, seed), unit=True) for seed in range(6)]
+    neighbor_graph(wide, 10)
+    assert counts == [3, 3]
 
 
 @given(st.integers(12, 700), st.integers(1, 800), st.integers(1, 40), st.integers(60, 300))
