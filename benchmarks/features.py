@@ -184,6 +184,21 @@ def memory(
     return added_memory(work[way], torch_device)
 
 
+def block_weights(model: nn.Module) -> int:
+    """Weights that every token is multiplied with, without the vocabulary head's."""
+    return sum(p.numel() for name, p in model.named_parameters() if ".h." in name)
+
+
+def more_operations(model: nn.Module, captions: list[str], *, loss: bool) -> float:
+    """How many times as many operations the padded way takes, without attention's own."""
+    # With loss each begins with one more.
+    lengths = [len(caption.split()) + loss for caption in captions]
+    blocks = block_weights(model)
+    head = model.get_submodule("lm_head").get_parameter("weight").numel()
+    padded = len(lengths) * max(lengths) * (blocks + head)
+    return padded / (sum(lengths) * (blocks + head * loss))
+
+
 def _width(setting: Setting, peak: Peak, dim: int, count: int) -> list[Figure]:
     model = made_model(dim, vocabulary(setting), setting.device)
     tokenizer = made_tokenizer(vocabulary(setting))
@@ -204,7 +219,7 @@ def _width(setting: Setting, peak: Peak, dim: int, count: int) -> list[Figure]:
     timed.seconds["padded"] *= count / len(sampled)
     features = torch.stack(timed.results["ours"].layers)
     difference = features[:, : len(sampled)] - timed.results["padded"][0]
-    weights = sum(p.numel() for name, p in model.named_parameters() if ".h." in name)
+    weights = block_weights(model)
     about = f"{count:,} captions ({tokens:,} tokens), {LAYERS}-layer GPT-2, D = {dim}"
     return [
         speedup(
@@ -218,6 +233,7 @@ def _width(setting: Setting, peak: Peak, dim: int, count: int) -> list[Figure]:
                 "captions": count,
                 "tokens": tokens,
                 "captions_timed_the_plain_way": len(sampled),
+                "padded_operations_as_a_multiple": more_operations(model, captions, loss=False),
                 "largest_difference": float(difference.abs().max()),
                 "largest_magnitude": float(features.abs().max()),
             },
@@ -261,6 +277,7 @@ def _with_loss(setting: Setting, dim: int, count: int) -> list[Figure]:
             plain="padded",
             details={
                 "captions": count,
+                "padded_operations_as_a_multiple": more_operations(model, captions, loss=True),
                 "largest_difference": float((torch.stack(mine.layers) - features).abs().max()),
                 "largest_relative_difference_of_losses": float((mine.nats / loss - 1).abs().max()),
             },
