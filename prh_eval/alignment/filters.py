@@ -40,20 +40,23 @@ def copied(
         pieces may be from b, |b|, c = |d - d in float32|, and :meth:`Frame.strayed`.
     """
     dim, count = frame.rows.dim, len(matrix)
-    lengths = torch.zeros(2, len(parts(dim)), count, device=matrix.device)
+    squares = frame.mean.new_empty(2, count)
     b = frame.mean.new_empty(count) if held is None else held.offsets
     room = torch.empty(block, min(SUMMED, dim), device=matrix.device)
+    of_parts = torch.zeros(2, len(parts(dim)), block, device=matrix.device)
     for rows in frame.rows.blocks(block, items.start, items.stop):
         place = slice(rows.start - items.start, rows.stop - items.start)
         made = frame.singles(rows, b[place], None if held is None else held.parts)
         copies = torch.split(matrix[place, :dim], SUMMED, dim=1)
-        for single, copy, length, off in zip(made, copies, *lengths[:, :, place], strict=True):
+        lengths = of_parts[:, :, : rows.stop - rows.start]
+        for single, copy, length, off in zip(made, copies, *lengths, strict=True):
             copy.copy_(single)
             torch.linalg.vector_norm(single, dim=1, out=length)
             if copy.dtype != torch.float32:
                 low = room[: len(single), : single.shape[1]].copy_(copy)
                 torch.linalg.vector_norm(low.sub_(single), dim=1, out=off)
-    length, off = lengths.double().square_().sum(dim=1).sqrt_()
+        torch.sum(lengths.double().square_(), dim=1, out=squares[:, place])
+    length, off = squares.sqrt_()
     lost = frame.single_error(length)
     pieces = _pieces(matrix.dtype)
     matrix[:, dim + pieces : dim + 2 * pieces] = 1
