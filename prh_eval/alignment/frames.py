@@ -42,7 +42,8 @@ class Frame:
     Attributes:
         rows: The layer, n items; several only for cosine.
         similarity: Which nearness.
-        mean: m of each layer, float64, shape (layers, dim).
+        mean: m of each layer, float64, shape (layers, dim): the mean of its items, or for cosine a
+            vector near it.
         scale: What ties are relative to: 1 for cosine, the largest squared distance from the mean
             for Euclidean.
         offsets: b of all items, float64, shape (n,), where ``rows`` are d already; else None.
