@@ -138,9 +138,7 @@ class Candidates:
             shape (items,): a bound that the true values of all others are not above.
         """
         self._settle(last=True)
-        wanted = self._indices >= 0
-        if self._settled or not self._at_once:
-            wanted &= self._values >= self._floor()[:, None]
+        wanted = (self._values >= self._floor()[:, None]) & (self._indices >= 0)
         least = self._least.double()
         dropped = least + output_error(least, self._dtype) + self._error
         bound = self._wanted + self._error

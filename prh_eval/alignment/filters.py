@@ -43,13 +43,14 @@ def copied(
     squares = frame.mean.new_empty(2, count)
     b = frame.mean.new_empty(count) if held is None else held.offsets
     room = torch.empty(block, min(SUMMED, dim), device=matrix.device)
-    of_parts = torch.zeros(2, len(parts(dim)), block, device=matrix.device)
+    of_parts = torch.zeros(2, len(parts(frame.mean)), block, device=matrix.device)
     for rows in frame.rows.blocks(block, items.start, items.stop):
         place = slice(rows.start - items.start, rows.stop - items.start)
         made = frame.singles(rows, b[place], None if held is None else held.parts)
-        copies = torch.split(matrix[place, :dim], SUMMED, dim=1)
         lengths = of_parts[:, :, : rows.stop - rows.start]
-        for single, copy, length, off in zip(made, copies, *lengths, strict=True):
+        for single, copy, length, off in zip(
+            made, parts(matrix[place, :dim]), *lengths, strict=True
+        ):
             copy.copy_(single)
             torch.linalg.vector_norm(single, dim=1, out=length)
             if copy.dtype != torch.float32:

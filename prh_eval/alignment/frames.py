@@ -25,6 +25,8 @@ SUMMED = 192
 _LEAST_SCALE = 1e-280
 # Mean squared distance of unit rows from their mean below which float32 loses too much of it.
 _SPREAD = 1e-3
+# How far the length of a row that should be 1 may be from it, or its square.
+OFF_UNIT = 1e-5
 # Items, at most, that a mean is taken of at first.
 _GLIMPSED = 64
 
@@ -146,13 +148,12 @@ class Frame:
             d, b = self.centred(index)
             offsets.copy_(b)
             # What is stored may be of any magnitude, the product is in the range of float32.
-            of_d = torch.split(d.mul_(self.factor), SUMMED, dim=1)
-            for part, single in zip(of_d, singles, strict=True):
+            for part, single in zip(parts(d.mul_(self.factor)), singles, strict=True):
                 yield single.copy_(part)
             return
         mean = self._mean_of(index)
         shift = mean.float() * -self.factor
-        of_parts = (torch.split(x, SUMMED, dim=1) for x in (self.rows.single(index), shift, mean))
+        of_parts = map(parts, (self.rows.single(index), shift, mean))
         room = mean.new_empty(len(offsets), min(SUMMED, self.rows.dim))
         offsets.zero_()
         for x, less, m, single in zip(*of_parts, singles, strict=True):
@@ -209,15 +210,15 @@ def _add_dot(total: Tensor, x: Tensor, mean: Tensor) -> None:
         total += torch.linalg.vecdot(x, mean)
 
 
-def parts(dim: int) -> list[slice]:
-    """All dimensions, as many at a time as are added up in float32."""
-    return [slice(start, min(start + SUMMED, dim)) for start in range(0, dim, SUMMED)]
+def parts(x: Tensor) -> tuple[Tensor, ...]:
+    """All dimensions of rows, as many at a time as are added up in float32."""
+    return torch.split(x, SUMMED, dim=1)
 
 
 def _empty_parts(count: int, frame: Frame) -> Iterator[Tensor]:
     """Room for so many rows in float32, a part after the other."""
-    for part in parts(frame.rows.dim):
-        yield frame.mean.new_empty(count, part.stop - part.start, dtype=torch.float32)
+    for part in parts(frame.mean):
+        yield frame.mean.new_empty(count, part.shape[1], dtype=torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,7 +344,7 @@ def _measured(
         layers = slice(part.start // rows.n, -(-part.stop // rows.n))
         total[layers] += torch.unflatten(x, 0, (layers.stop - layers.start, -1)).sum(dim=1)
     length = torch.cat([total.new_zeros(1), *lengths])
-    return total, bool(((length == 0) | ((length - 1).abs() < 1e-5)).all())
+    return total, bool(((length == 0) | ((length - 1).abs() < OFF_UNIT)).all())
 
 
 def _not_finite(x: Tensor) -> Tensor:

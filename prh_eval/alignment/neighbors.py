@@ -178,11 +178,11 @@ def _shared(rows: Rows, similarity: Similarity, plan: SearchPlan, sharing: Shari
         rows = rows.loaded()
     share = sharing.rows(len(rows))
     items = slice(share.start, share.stop)
-    layer = None if plan.dtype == torch.float64 else glimpse(rows, similarity, sharing)
+    if plan.dtype == torch.float64:
+        return _ranked(frame(rows, similarity, plan.block, sharing, own=own), plan, items)
+    layer = glimpse(rows, similarity, sharing)
     while True:
-        layer = layer or frame(rows, similarity, plan.block, sharing, own=own)
-        if plan.dtype == torch.float64:
-            return _ranked(layer, plan, items)
+        layer = layer or frame(rows, similarity, plan.block, sharing)
         try:
             found, unproven = searched(layer, plan, items, sharing)
             break

@@ -105,25 +105,19 @@ class Rows:
         """Some rows as they are stored, where they are given; of several layers in rising order."""
         layers = self.stored, *self.below
         firsts = [number * self.n for number in range(len(layers))]
-        if isinstance(index, slice):
-            # Of one layer nothing is copied.
-            start, stop, _ = index.indices(len(self))
-            own = [
-                x[max(0, start - at) : max(0, stop - at)]
-                for x, at in zip(layers, firsts, strict=True)
-            ]
-        else:
+        if isinstance(index, Tensor):
             index = index.to(self.stored.device)
-            ends = (
-                torch.searchsorted(index, index.new_tensor(firsts[1:])).tolist()
-                if self.below
-                else []
-            )
+            ends = torch.searchsorted(index, index.new_tensor(firsts[1:])).tolist()
             result = self.stored.new_empty(len(index), self.dim)
             shares = (x.tensor_split(ends) for x in (index, result))
             for x, at, part, out in zip(layers, firsts, *shares, strict=True):
                 torch.index_select(x, 0, part - at, out=out)
             return result.to(self.place)
+        # Of one layer nothing is copied.
+        start, stop, _ = index.indices(len(self))
+        own = [
+            x[max(0, start - at) : max(0, stop - at)] for x, at in zip(layers, firsts, strict=True)
+        ]
         some = [x for x in own if len(x)] or own[:1]
         return (some[0] if len(some) == 1 else torch.cat(some)).to(self.place)
 

@@ -16,7 +16,7 @@ from prh_eval.alignment.filters import (
     single_bounds,
     turn,
 )
-from prh_eval.alignment.frames import Frame, Single
+from prh_eval.alignment.frames import OFF_UNIT, Frame, Single
 from prh_eval.alignment.precision import single_dtype
 from prh_eval.alignment.products import Products
 from prh_eval.alignment.ranking import TIE_TOLERANCE, Found, stacked
@@ -28,8 +28,6 @@ from prh_eval.alignment.tiles import SearchPlan, is_memory, smaller
 _TIES = 8
 # The share of the items without proof beyond which a product of higher precision pays.
 _UNPROVEN_SHARE = 8
-# How far the squared length of a row may be from 1.
-_STRAYED = 1e-5
 
 
 class Strayed(Exception):
@@ -71,7 +69,7 @@ def _filtered(
     matrix, stats, single = _copy(layer, plan, items)
     largest = sharing.all_gather(stats.amax(dim=1)[None]).amax(dim=0)
     # Not so where it is not a number.
-    if layer.glimpsed and not largest[-1] < _STRAYED:
+    if layer.glimpsed and not largest[-1] < OFF_UNIT:
         raise Strayed
     error = bounds(stats, largest, matrix.shape[1])
     while True:
